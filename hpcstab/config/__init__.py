@@ -1,0 +1,59 @@
+"""Strict YAML -> base + fixes + scale + overrides -> one frozen, complete config and its signature.
+
+experiment = load_experiment("swae3d")
+run = resolve(experiment, "before+clip", scale="quick", overrides=parse_overrides(["optimizer.lr=1e-3"]))
+run.config.optimizer.lr
+"""
+
+from hpcstab.config.common import DataConfig, LossesConfig, RunConfig
+from hpcstab.config.difference import Difference, differences, overridden
+from hpcstab.config.durations import Duration
+from hpcstab.config.experiment import (
+    Claim,
+    Compare,
+    Experiment,
+    FailureCondition,
+    config_class_of,
+    load_experiment,
+    model_names,
+)
+from hpcstab.config.external import load_object
+from hpcstab.config.locate import NAME, find_yaml, yaml_names
+from hpcstab.config.resolve import ResolvedRun, parse_overrides, resolve, signature
+from hpcstab.config.section import Section, leaf_keys, nearest, validate_section
+from hpcstab.config.variants import Variant, parse_variant, variant_names
+from hpcstab.config.yaml_file import parse_yaml_value, read_yaml_mapping
+
+__all__ = [
+    "NAME",
+    "Claim",
+    "Compare",
+    "DataConfig",
+    "Difference",
+    "Duration",
+    "Experiment",
+    "FailureCondition",
+    "LossesConfig",
+    "ResolvedRun",
+    "RunConfig",
+    "Section",
+    "Variant",
+    "config_class_of",
+    "differences",
+    "find_yaml",
+    "leaf_keys",
+    "load_experiment",
+    "load_object",
+    "model_names",
+    "nearest",
+    "overridden",
+    "parse_overrides",
+    "parse_variant",
+    "parse_yaml_value",
+    "read_yaml_mapping",
+    "resolve",
+    "signature",
+    "validate_section",
+    "variant_names",
+    "yaml_names",
+]

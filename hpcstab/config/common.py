@@ -1,0 +1,133 @@
+"""The config classes that all models share; ``network`` and a model's own keys stand in its folder."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, Strict, model_validator
+
+from hpcstab.config.durations import Duration
+from hpcstab.config.section import KEEPS_NUMBERS, Section
+
+Betas = Annotated[tuple[float, float], Strict(False)]
+"""A YAML list is a tuple here: a frozen config holds nothing that can change."""
+
+
+class OptimizerConfig(Section):
+    """The optimizer; keys that its kind does not use are stated all the same and ignored by it alone."""
+
+    name: Literal["adam", "adamw", "sgd"]
+    lr: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+    betas: Betas
+    eps: float = Field(gt=0)
+    momentum: float = Field(ge=0, lt=1)
+
+
+class SchedulerConfig(Section):
+    """The learning rate by update: a linear warm-up, then constant or a cosine to ``min_lr_fraction``."""
+
+    name: Literal["constant", "cosine"]
+    warmup: Duration
+    min_lr_fraction: float = Field(ge=0, le=1)
+
+
+class PrecisionConfig(Section):
+    """Number formats of forward and backward; parameters and optimizer state stay fp32."""
+
+    dtype: Literal["fp32", "bf16"]
+    tf32: bool
+
+
+class BatchNormConfig(Section):
+    """Set on every normalisation layer with running statistics; null keeps the layer's own value."""
+
+    momentum: float | None = Field(gt=0, le=1)
+    eps: float | None = Field(gt=0)
+
+
+class StabilityConfig(Section):
+    """What stands between a gradient and the parameters.
+
+    This version knows the open gate only: every update is applied, and what is not finite is
+    measured and reported. Other values are refused, not ignored.
+    """
+
+    gate: Literal["open"]
+    guards: Literal["none"]
+    clip_grad_norm: float | None = Field(gt=0)
+    batchnorm: BatchNormConfig
+
+
+class TrainerConfig(Section):
+    """Length and cadences of a training.
+
+    ``max_steps``, where set, is the length and replaces ``epochs``. ``duration_factor`` of a scale
+    shrinks all durations inside the training alike. ``nonfinite_budget``: so many steps in a row with
+    a non-finite loss end the run as diverged, in all variants alike.
+    """
+
+    epochs: int = Field(ge=1)
+    max_steps: int | None = Field(ge=1)
+    duration_factor: float = Field(gt=0, le=1)
+    nonfinite_budget: int = Field(ge=1)
+    evaluate_every: Duration
+    probe_every: Duration = Field(json_schema_extra=KEEPS_NUMBERS)
+    tensorboard: Literal["off", "optional", "required"] = Field(json_schema_extra=KEEPS_NUMBERS)
+
+    @model_validator(mode="after")
+    def _cadences_above_zero(self) -> TrainerConfig:
+        for name in ("evaluate_every", "probe_every"):
+            duration = getattr(self, name)
+            if not (duration.steps or duration.epochs):
+                raise ValueError(f"trainer.{name} must be longer than nothing")
+        return self
+
+
+class DataConfig(Section):
+    """Keys of ``data`` that the trainer itself reads."""
+
+    num_samples: int = Field(ge=2)
+    train_split: float = Field(gt=0, lt=1)
+    batch_size: int = Field(ge=1)
+    num_workers: int = Field(ge=0, json_schema_extra=KEEPS_NUMBERS)
+
+
+class Phase(Section):
+    """When a loss term is on: off until ``start``, then a linear ramp of length ``ramp`` to its weight."""
+
+    start: Duration
+    ramp: Duration
+
+
+class LossesConfig(Section):
+    """Weights of the loss terms, by name; a model's class states which terms it has.
+
+    A term of weight zero is left out of the sum, unless ``multiply_zero_weights`` keeps the
+    product (and with it 0 x inf = NaN) as a write-up had it.
+    """
+
+    weights: Section
+    phases: dict[str, Phase]
+    multiply_zero_weights: bool
+
+    @model_validator(mode="after")
+    def _phases_name_terms(self) -> LossesConfig:
+        terms = list(type(self.weights).model_fields)
+        unknown = [name for name in self.phases if name not in terms]
+        if unknown:
+            raise ValueError(f"losses.phases.{unknown[0]} is no loss term; there are {', '.join(terms)}")
+        return self
+
+
+class RunConfig(Section):
+    """One run, complete: what is trained, how long, in which precision. Model classes narrow three fields."""
+
+    network: Section
+    data: DataConfig
+    losses: LossesConfig
+    optimizer: OptimizerConfig
+    scheduler: SchedulerConfig
+    trainer: TrainerConfig
+    precision: PrecisionConfig
+    stability: StabilityConfig

@@ -1,0 +1,53 @@
+"""What differs between variants, and which fix made it differ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from hpcstab.config.experiment import Experiment
+from hpcstab.config.resolve import resolve
+from hpcstab.config.section import leaf_keys
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One key that the variants do not share.
+
+    ``values`` and ``set_by`` follow the order of the variants; ``set_by`` is the fix that set the value
+    (the later in YAML order wins), None where the base did.
+    """
+
+    key: str
+    values: tuple[Any, ...]
+    set_by: tuple[str | None, ...]
+
+
+def differences(experiment: Experiment, variants: list[str], scale: str) -> list[Difference]:
+    """Keys whose values differ between the variants, in the order of the config."""
+    runs = [resolve(experiment, variant, scale) for variant in variants]
+    columns = [dict(leaf_keys(run.config)) for run in runs]
+    rows = []
+    for key in columns[0]:
+        values = tuple(column[key] for column in columns)
+        if any(value != values[0] for value in values):
+            set_by = tuple(_setter(experiment, run.variant.fixes, key) for run in runs)
+            rows.append(Difference(key, values, set_by))
+    return rows
+
+
+def overridden(experiment: Experiment, fixes: tuple[str, ...]) -> list[tuple[str, str, str]]:
+    """(key, earlier fix, later fix) where two fixes of one variant set the same key: the later wins."""
+    found = []
+    setters: dict[str, str] = {}
+    for fix in fixes:
+        for key in experiment.file.fixes[fix].set:
+            if key in setters:
+                found.append((key, setters[key], fix))
+            setters[key] = fix
+    return found
+
+
+def _setter(experiment: Experiment, fixes: tuple[str, ...], key: str) -> str | None:
+    setters = [fix for fix in fixes if key in experiment.file.fixes[fix].set]
+    return setters[-1] if setters else None

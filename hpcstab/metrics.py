@@ -1,0 +1,241 @@
+"""THE schemas of what a run writes: columns, units, event kinds; their writers and readers.
+
+CSV for what has one row a step, since it opens anywhere and keeps ``nan`` and ``inf``; JSON lines for
+events. Rows are appended and flushed, so that a killed process loses at most the row it was writing:
+a last line without its newline is cut before it is parsed.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from hpcstab.errors import RunError
+
+SCHEMA_VERSION = 1
+
+Outcome = Literal["applied", "skipped", "held", "rescaled"]
+OUTCOMES: tuple[Outcome, ...] = ("applied", "skipped", "held", "rescaled")
+
+METRICS_COLUMNS = (
+    "step",  # index of the batch position, from 0
+    "update",  # applied updates before this step
+    "epoch",
+    "attempt",
+    "time_s",  # seconds since this attempt began to train
+    "step_time_s",
+    "peak_mem_gib",  # CUDA: peak allocated; CPU: peak resident set of the process
+    "loss",  # weighted total
+    "loss_finite",  # 1 or 0
+    "grad_norm",  # L2 over all parameters, before clipping
+    "grad_finite",  # 1 or 0
+    "clip_scale",  # factor on the gradients, 1 where nothing was clipped
+    "lr",
+    "num_masked",  # firings of fixes of kind mask in this step
+    "num_limited",  # firings of fixes of kind limit in this step
+    "outcome",
+)
+"""Columns of metrics.csv; then ``loss_<term>`` (unweighted) and ``diag_<name>`` as the task declares them."""
+
+EVALS_COLUMNS = ("step", "update", "attempt", "split", "weights", "num_batches", "num_failed_batches", "seconds")
+"""Columns of evals.csv; then the task's metrics."""
+
+PROBES_COLUMNS = ("step", "update", "attempt", "module", "grad_norm", "update_norm")
+"""Columns of probes.csv: one row a module that owns parameters; norms are L2."""
+
+EventKind = Literal[
+    "train_start",  # an attempt began to train
+    "first_nonfinite",  # the first step with a non-finite loss, gradient or state
+    "state_nonfinite",  # parameters found non-finite at a check
+    "buffers_nonfinite",  # buffers found non-finite at a check; the run goes on
+    "eval_batch_failed",  # an evaluation batch raised or gave a non-finite sum
+    "eval_empty",  # an evaluation without one valid batch
+    "diverged",  # the run ended because its numbers did
+    "failure_condition",  # the first row that meets a failure condition of the YAML
+    "stop_requested",  # a signal asked the trainer to stop
+    "tensorboard_absent",  # trainer.tensorboard is optional and the package is not there
+    "train_end",
+]
+EVENT_KINDS: tuple[str, ...] = EventKind.__args__  # type: ignore[attr-defined]
+
+
+def metrics_header(loss_terms: Iterable[str], diagnostics: Iterable[str]) -> tuple[str, ...]:
+    """The header of metrics.csv for a task."""
+    return (
+        *METRICS_COLUMNS,
+        *(f"loss_{term}" for term in loss_terms),
+        *(f"diag_{name}" for name in diagnostics),
+    )
+
+
+def evals_header(metric_names: Iterable[str]) -> tuple[str, ...]:
+    """The header of evals.csv for a task."""
+    return (*EVALS_COLUMNS, *metric_names)
+
+
+class CsvAppender:
+    """Appends rows to one CSV file with a fixed header; each row is flushed to the kernel.
+
+    Opening a file that exists cuts a torn last line and checks that its header is the same.
+
+    Raises:
+        RunError: the header differs, or the file cannot be written (disk full, folder gone).
+    """
+
+    def __init__(self, path: Path, header: tuple[str, ...]) -> None:
+        self.path = path
+        self.header = header
+        try:
+            self._file = self._open()
+        except OSError as error:
+            raise _write_error(path, error) from None
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Write one row; every column of the header must be in ``row`` and nothing else."""
+        if row.keys() != set(self.header):
+            raise ValueError(f"{self.path.name}: row and header differ in {set(row) ^ set(self.header)}")
+        line = ",".join(_cell(row[column]) for column in self.header) + "\n"
+        _append_line(self._file, line, self.path)
+
+    def close(self) -> None:
+        _close(self._file, self.path)
+
+    def _open(self) -> IO[bytes]:
+        cut_torn_line(self.path)
+        found = read_header(self.path)
+        if found and found != self.header:
+            raise RunError(f"{self.path}: has the columns of another task; start a new run")
+        file = self.path.open("ab", buffering=0)
+        if not found:
+            _append_line(file, ",".join(self.header) + "\n", self.path)
+        return file
+
+
+class EventLog:
+    """Appends decisions to events.jsonl, one a line, flushed to the kernel."""
+
+    def __init__(self, path: Path, attempt: int, rank: int = 0) -> None:
+        self.path = path
+        self._attempt = attempt
+        self._rank = rank
+        try:
+            cut_torn_line(path)
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise _write_error(path, error) from None
+
+    def write(self, kind: EventKind, step: int, update: int, **data: Any) -> None:
+        """Append one event; non-finite numbers in ``data`` are written as null and named beside it."""
+        event = {
+            "time": time.time(),
+            "step": step,
+            "update": update,
+            "attempt": self._attempt,
+            "rank": self._rank,
+            "kind": kind,
+            "data": data,
+        }
+        _append_line(self._file, dump_json_line(event), self.path)
+
+    def close(self) -> None:
+        _close(self._file, self.path)
+
+
+def dump_json_line(event: Mapping[str, Any]) -> str:
+    """One event as a JSON line; non-finite ``data`` become null plus ``nonfinite: {name: "nan"}``."""
+    nonfinite = {
+        name: str(float(value))
+        for name, value in event["data"].items()
+        if isinstance(value, float) and not math.isfinite(value)
+    }
+    if nonfinite:
+        event = {**event, "data": {**event["data"], **dict.fromkeys(nonfinite)}, "nonfinite": nonfinite}
+    return json.dumps(event, allow_nan=False) + "\n"
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Complete rows of a CSV file as text cells; an absent file has none."""
+    lines = complete_lines(path)
+    return list(csv.DictReader(lines)) if lines else []
+
+
+def read_history(path: Path) -> dict[int, dict[str, str]]:
+    """metrics.csv as step -> its last row in file order, in the order of steps."""
+    rows = {int(row["step"]): row for row in read_rows(path)}
+    return dict(sorted(rows.items()))
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """Complete events of events.jsonl; an absent file has none."""
+    return [json.loads(line) for line in complete_lines(path)]
+
+
+def read_header(path: Path) -> tuple[str, ...]:
+    """The columns of a CSV file; empty where it is absent or has no complete line."""
+    with_header = complete_lines(path, limit=1)
+    return tuple(with_header[0].split(",")) if with_header else ()
+
+
+def complete_lines(path: Path, limit: int | None = None) -> list[str]:
+    """Lines that end with a newline, without it; a torn last line is left out."""
+    return list(_complete_lines(path, limit))
+
+
+def cut_torn_line(path: Path) -> None:
+    """Remove the bytes after the last newline, which a killed writer left."""
+    if not path.is_file():
+        return
+    with path.open("rb+") as file:
+        content = file.read()
+        end = content.rfind(b"\n") + 1
+        if end < len(content):
+            file.truncate(end)
+
+
+def _complete_lines(path: Path, limit: int | None) -> Iterator[str]:
+    if not path.is_file():
+        return
+    try:
+        with path.open("r", encoding="utf-8", newline="\n") as file:
+            for number, line in enumerate(file):
+                if not line.endswith("\n") or number == limit:
+                    return
+                yield line[:-1]
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, float):
+        return repr(value)
+    text = str(value)
+    if "," in text or "\n" in text or '"' in text:
+        raise ValueError(f"a cell may not hold {text!r}")
+    return text
+
+
+def _append_line(file: IO[bytes], line: str, path: Path) -> None:
+    try:
+        data = line.encode()
+        while data:
+            data = data[file.write(data) :]
+    except OSError as error:
+        raise _write_error(path, error) from None
+
+
+def _close(file: IO[bytes], path: Path) -> None:
+    try:
+        file.close()
+    except OSError as error:
+        raise _write_error(path, error) from None
+
+
+def _write_error(path: Path, error: OSError) -> RunError:
+    return RunError(f"{path}: cannot be written: {error.strerror}; free space or choose another --root")

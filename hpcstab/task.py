@@ -1,0 +1,178 @@
+"""The protocol between a model and the trainer.
+
+A task gives a network, data, loss terms, an evaluation and baselines; the trainer owns everything
+else: weights and phases of the terms, precision, optimizer, measuring, recording. Torch appears in
+annotations only, so that configs can be shown without loading it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from hpcstab.config import RunConfig
+from hpcstab.seeds import keyed_seed
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor, nn
+
+Split = Literal["train", "validation"]
+Batch = Any
+"""What the default collation of the data set's items gives: tensors, or tuples or dicts of them."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of an evaluation. ``primary`` of the YAML's compare names one of them."""
+
+    name: str
+    unit: str
+    direction: Literal["higher", "lower"]
+    about: str
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Scores without this training.
+
+    ``floor``: what a network that learned nothing reaches; learned means better than the best floor.
+    ``reference``: another method, only shown beside.
+    """
+
+    name: str
+    role: Literal["floor", "reference"]
+    scores: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A quantity of an evaluation batch that adds up over batches and ranks."""
+
+    value: Tensor
+
+    def merge(self, other: Sum) -> Sum:
+        return Sum(self.value + other.value)
+
+
+@dataclass(frozen=True)
+class Maximum:
+    """A quantity of an evaluation batch whose largest value counts over batches and ranks."""
+
+    value: Tensor
+
+    def merge(self, other: Maximum) -> Maximum:
+        return Maximum(self.value.maximum(other.value))
+
+
+Partial = Sum | Maximum
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One sample to look at: grey (H, W) or colour (H, W, 3), uint8."""
+
+    name: str
+    pixels: np.ndarray[Any, np.dtype[np.uint8]]
+
+
+@dataclass
+class StepContext:
+    """What a task may use and record during one step; nothing here waits for the device.
+
+    Firings of masks and limits and diagnostics are kept as device tensors; the trainer reads them with
+    the other signals of the step.
+    """
+
+    seed: int
+    step: int
+    epoch: int
+    device: torch.device
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)
+    masked: list[Tensor] = field(default_factory=list)
+    limited: list[Tensor] = field(default_factory=list)
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """A generator on the step's device, keyed by (seed, purpose, step)."""
+        import torch
+
+        return torch.Generator(self.device).manual_seed(keyed_seed(self.seed, purpose, self.step))
+
+    def diagnostic(self, name: str, value: Tensor) -> None:
+        """Record a scalar of a diagnostic that the task declares."""
+        self.diagnostics[name] = value.detach()
+
+    def count_masked(self, firings: Tensor) -> None:
+        """Count firings of a fix of kind ``mask`` (a scalar count, or a boolean tensor)."""
+        self.masked.append(firings.detach().sum())
+
+    def count_limited(self, firings: Tensor) -> None:
+        """Count firings of a fix of kind ``limit`` inside the model."""
+        self.limited.append(firings.detach().sum())
+
+
+class TaskDataset(Protocol):
+    """A map-style, picklable data set; ``ids[i]`` names item i in events, capsules and seeds."""
+
+    ids: Sequence[str]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
+
+
+class Task(Protocol):
+    """A model and its data, as the trainer sees them. Built as ``Task(config, seed)``."""
+
+    Config: ClassVar[type[RunConfig]]
+    metrics: tuple[Metric, ...]
+    loss_term_names: tuple[str, ...]
+    diagnostics: tuple[str, ...]
+    eval_batch_size: int
+
+    def network(self) -> nn.Module:
+        """A new network; the trainer has seeded torch's generators before the call."""
+        ...
+
+    def dataset(self, split: Split) -> TaskDataset:
+        """Items of a split; what an item of an evaluation split is, the task decides."""
+        ...
+
+    def loss_terms(self, network: nn.Module, batch: Batch, context: StepContext) -> Mapping[str, Tensor]:
+        """Unweighted scalar terms, under the names of ``losses.weights``."""
+        ...
+
+    def evaluate(self, network: nn.Module, batch: Batch, context: StepContext) -> Mapping[str, Partial]:
+        """Mergeable quantities of one evaluation batch, without gradients."""
+        ...
+
+    def summarize(self, totals: Mapping[str, float]) -> Mapping[str, float]:
+        """The metrics from the merged quantities, called once an evaluation."""
+        ...
+
+    def baselines(self) -> Sequence[Baseline]:
+        """Scores on this run's own held-out data; at least one floor for the primary metric."""
+        ...
+
+    def samples(self, network: nn.Module, context: StepContext) -> Sequence[Picture]:
+        """Pictures of what the network does on held-out data."""
+        ...
+
+    def check_data(self) -> Sequence[DataFinding]:
+        """One pass over all data before anything is queued: what is wrong with them."""
+        ...
+
+
+@dataclass(frozen=True)
+class DataFinding:
+    """Something wrong with the data: ``kind`` is non_finite, constant, range, shape or duplicate."""
+
+    kind: Literal["non_finite", "constant", "range", "shape", "duplicate"]
+    split: str
+    count: int
+    message: str
+
+
+TaskFactory = Callable[[Any, int], Task]
