@@ -56,20 +56,20 @@ def judge(run: RunDir) -> Judgement:
 
 
 def _finite(history: list[dict[str, str]], events: list[dict[str, Any]]) -> Answer:
-    if not history:
+    sick = [event for event in events if event["kind"] in ("diverged", "state_nonfinite")]
+    if not history and not sick:
         return Answer("unknown", ("no step was recorded",))
     poisoned = [
         row for row in history if row["outcome"] == "applied" and "0" in (row["loss_finite"], row["grad_finite"])
     ]
-    sick = [event for event in events if event["kind"] in ("diverged", "state_nonfinite")]
     evidence = [f"{len(history) - len(poisoned)} of {len(history)} steps applied or refused with finite values"]
     if poisoned:
         first = poisoned[0]
         evidence.append(
-            f"step {first['step']} applied an update with loss {_short(first['loss'])}, gradient norm {_short(first['grad_norm'])}"
+            f"step {first['step']} applied an update with loss {_short(first['loss'])},"
+            f" gradient norm {_short(first['grad_norm'])}"
         )
-    for event in sick[:1]:
-        evidence.append(f"step {event['step']}: {event['data'].get('reason', event['kind'])}")
+    evidence += [f"step {event['step']}: {event['data'].get('reason', event['kind'])}" for event in sick[:1]]
     return Answer("no" if poisoned or sick else "yes", tuple(evidence))
 
 
@@ -123,7 +123,8 @@ def _loss_line(history: list[dict[str, str]]) -> str:
     if not losses:
         return "no finite loss was recorded"
     tenth = max(1, len(losses) // 10)
-    return f"loss {median(losses[:tenth]):.4g} in the first tenth of the finite steps, {median(losses[-tenth:]):.4g} in the last"
+    first, last = median(losses[:tenth]), median(losses[-tenth:])
+    return f"loss {first:.4g} in the first tenth of the finite steps, {last:.4g} in the last"
 
 
 def _unmasked(history: list[dict[str, str]]) -> Answer:

@@ -56,7 +56,7 @@ EventKind = Literal[
     "eval_batch_failed",  # an evaluation batch raised or gave a non-finite sum
     "eval_empty",  # an evaluation without one valid batch
     "diverged",  # the run ended because its numbers did
-    "failure_condition",  # the first row that meets a failure condition of the YAML
+    "first_failure",  # the first non-finite value, or row that meets a failure condition of the YAML
     "stop_requested",  # a signal asked the trainer to stop
     "tensorboard_absent",  # trainer.tensorboard is optional and the package is not there
     "train_end",

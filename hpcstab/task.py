@@ -8,11 +8,10 @@ annotations only, so that configs can be shown without loading it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from hpcstab.config import RunConfig
-from hpcstab.seeds import keyed_seed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,39 +77,33 @@ class Picture:
     pixels: np.ndarray[Any, np.dtype[np.uint8]]
 
 
-@dataclass
-class StepContext:
+class StepContext(Protocol):
     """What a task may use and record during one step; nothing here waits for the device.
 
-    Firings of masks and limits and diagnostics are kept as device tensors; the trainer reads them with
-    the other signals of the step.
+    ``step`` is the batch position, ``epoch`` the pass over the training items. Counts and diagnostics stay
+    device tensors; the trainer reads them with the other signals of the step.
     """
 
     seed: int
     step: int
     epoch: int
     device: torch.device
-    diagnostics: dict[str, Tensor] = field(default_factory=dict)
-    masked: list[Tensor] = field(default_factory=list)
-    limited: list[Tensor] = field(default_factory=list)
 
     def generator(self, purpose: str) -> torch.Generator:
         """A generator on the step's device, keyed by (seed, purpose, step)."""
-        import torch
-
-        return torch.Generator(self.device).manual_seed(keyed_seed(self.seed, purpose, self.step))
+        ...
 
     def diagnostic(self, name: str, value: Tensor) -> None:
         """Record a scalar of a diagnostic that the task declares."""
-        self.diagnostics[name] = value.detach()
+        ...
 
     def count_masked(self, firings: Tensor) -> None:
         """Count firings of a fix of kind ``mask`` (a scalar count, or a boolean tensor)."""
-        self.masked.append(firings.detach().sum())
+        ...
 
     def count_limited(self, firings: Tensor) -> None:
         """Count firings of a fix of kind ``limit`` inside the model."""
-        self.limited.append(firings.detach().sum())
+        ...
 
 
 class TaskDataset(Protocol):
@@ -154,6 +147,10 @@ class Task(Protocol):
 
     def baselines(self) -> Sequence[Baseline]:
         """Scores on this run's own held-out data; at least one floor for the primary metric."""
+        ...
+
+    def data_facts(self) -> Mapping[str, int | float | str]:
+        """What the data are: source, counts of items, counts of distinct ones."""
         ...
 
     def samples(self, network: nn.Module, context: StepContext) -> Sequence[Picture]:

@@ -13,17 +13,15 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
-import click
 import typer
 
 from hpcstab import __version__
-from hpcstab.cli import data, listing, report, run, show, train
+from hpcstab.cli import data, listing, report, show, train
 from hpcstab.errors import EXIT_NO_ANSWER, EXIT_OUR_BUG, EXIT_WRONG_REQUEST, HpcstabError
 
 app = typer.Typer(
     name="hpcstab",
     help="Which change stops this training from going NaN, and how sure are we?",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -53,13 +51,13 @@ app.command("report")(report.report)
 def main() -> NoReturn:
     """Run the command; ends the process."""
     try:
-        code = app(standalone_mode=False)
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except HpcstabError as error:
         _fail(str(error), error.exit_code)
-    except click.ClickException as error:
+    except typer.TyperException as error:
         _fail(error.format_message(), EXIT_WRONG_REQUEST)
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)
     except BrokenPipeError:
         # the reader of a pipe (`hpcstab list | head`) has gone: no error, and nothing left to flush into

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from pydantic import Field, model_serializer, model_validator
 
 from hpcstab.config.section import Section
 
@@ -27,6 +27,10 @@ class Duration(Section):
         """Length in steps, shrunk by a scale's ``trainer.duration_factor``; at least 1 unless it is 0."""
         steps = self.steps if self.steps is not None else (self.epochs or 0.0) * steps_per_epoch
         return max(1, round(steps * factor)) if steps > 0 else 0
+
+    @model_serializer
+    def _as_yaml(self) -> dict[str, float | int]:
+        return {"steps": self.steps} if self.steps is not None else {"epochs": self.epochs or 0.0}
 
     def __str__(self) -> str:
         return f"{self.steps} steps" if self.steps is not None else f"{self.epochs:g} epochs"

@@ -59,6 +59,6 @@ def _enclosing_git_root(start: Path) -> Path | None:
 
 def _names_hpcstab(pyproject: Path) -> bool:
     try:
-        return tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]["name"] == "hpcstab"
+        return bool(tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]["name"] == "hpcstab")
     except (OSError, KeyError, ValueError, TypeError):
         return False

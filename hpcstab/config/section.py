@@ -13,6 +13,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 
 import pydantic
 from pydantic import BaseModel, ConfigDict
+from pydantic.config import JsonDict
 from pydantic_core import ErrorDetails
 
 from hpcstab.errors import ConfigError
@@ -31,7 +32,7 @@ class Section(BaseModel):
 
 SectionType = TypeVar("SectionType", bound=BaseModel)
 
-KEEPS_NUMBERS = {"changes_numbers": False}
+KEEPS_NUMBERS: JsonDict = {"changes_numbers": False}
 """``Field(json_schema_extra=KEEPS_NUMBERS)`` leaves a key out of the signature."""
 
 

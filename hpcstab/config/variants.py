@@ -44,7 +44,8 @@ def parse_variant(experiment: Experiment, expression: str) -> Variant:
     names = variant_names(experiment)
     if anchor not in names:
         raise ConfigError(
-            f"{experiment.name}: unknown variant '{anchor}'{nearest(anchor, names) or '.'} There are: {', '.join(names)}"
+            f"{experiment.name}: unknown variant '{anchor}'{nearest(anchor, names) or '.'}"
+            f" There are: {', '.join(names)}"
         )
     start = _fixes_of(experiment, anchor)
     fixes = list(start)

@@ -1,0 +1,57 @@
+# Every target sets up what it needs; `make help` lists them.
+.DEFAULT_GOAL := help
+.PHONY: help setup submit status watch report test test-slow check bench reports clean
+
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/ready
+HPCSTAB := $(VENV)/bin/hpcstab
+
+MODEL ?= swae3d
+SUBMIT_OPTIONS := $(if $(CLUSTER),--cluster $(CLUSTER)) $(if $(VARIANTS),--variants $(VARIANTS)) \
+	$(if $(SEEDS),--seeds $(SEEDS)) $(if $(SCALE),--scale $(SCALE)) $(ARGS)
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  options: MODEL=swae3d VARIANTS=before,after,cured SEEDS=0-2 SCALE=quick CLUSTER=local ARGS='--detach'"
+
+setup: $(READY)  ## virtual environment with pinned dependencies
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("hpcstab needs Python >= 3.11, got %s; set PYTHON=..." % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(READY)
+
+submit: $(READY)  ## train before, after and cured of MODEL and end with the report
+	$(HPCSTAB) submit $(MODEL) $(SUBMIT_OPTIONS)
+
+status: $(READY)  ## what every run is doing
+	$(HPCSTAB) status
+
+watch: $(READY)  ## the same, refreshed
+	$(HPCSTAB) status --watch
+
+report: $(READY)  ## report of the newest campaign of MODEL
+	$(HPCSTAB) report $(MODEL)
+
+test: $(READY)  ## all quick tests (at most 5 minutes)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m 'not slow'
+
+test-slow: $(READY)  ## tests that take minutes (at most 20 minutes)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m slow
+
+check: $(READY)  ## format, lint, types
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+bench: $(READY)  ## start-up and status timings, as printed figures
+	$(VENV)/bin/python tests/benchmarks/startup.py
+
+reports: $(READY)  ## rebuild the reference report under reports/ (tens of minutes)
+	$(HPCSTAB) submit swae3d --scale small --wait --report reports/swae3d-small
+
+clean:  ## remove the virtual environment and caches, never runs
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,1 @@
+"""Data: seeded synthetic generators, fetching of real data, checks."""

@@ -1,0 +1,117 @@
+"""Composition root: a run folder -> config -> task -> trainer.
+
+What a run trains is read back from its folder alone, so that a folder carried elsewhere trains the same.
+"""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+from hpcstab.config import (
+    FailureCondition,
+    RunConfig,
+    config_class_of,
+    load_object,
+    read_yaml_mapping,
+    validate_section,
+)
+from hpcstab.errors import HpcstabError
+from hpcstab.rundir import RunDir, read_json, remove_asides, write_json
+from hpcstab.task import Task, TaskFactory
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How an attempt ended: completed, diverged, halted, failed or stopped (by a signal)."""
+
+    state: str
+    steps_gained: int
+    reason: str
+
+
+def execute(run: RunDir, attempt: int, stop_requested: Callable[[], str | None] = lambda: None) -> Execution:
+    """Train one attempt of the run.
+
+    A crash in the training is written to status.json with its error, its traceback goes to stderr, and
+    the state is ``failed``; only what no record could be made of is raised.
+
+    Raises:
+        RunError: the run folder cannot be read or written.
+    """
+    remove_asides(run)
+    try:
+        result = _train(run, attempt, stop_requested)
+    except HpcstabError as error:
+        print(f"hpcstab: {error}", file=sys.stderr)
+        _record_failure(run, attempt, str(error))
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        reason = f"{type(error).__name__}: {error}"
+        _record_failure(run, attempt, reason)
+        return Execution("failed", 0, reason)
+    return result
+
+
+def load_task(model: str, config: RunConfig, seed: int, origin: str) -> Task:
+    """The task of a model: ``hpcstab.models.<model>.task:Task``, or the object that ``model`` names."""
+    if ":" in model:
+        factory = load_object(model, origin)
+    else:
+        factory = importlib.import_module(f"hpcstab.models.{model}.task").Task
+    return cast(TaskFactory, factory)(config, seed)
+
+
+def read_config(run: RunDir) -> tuple[str, RunConfig]:
+    """(model reference, config) of a run folder."""
+    values = read_yaml_mapping(run.config_yaml)
+    model = str(values.pop("model", ""))
+    return model, validate_section(config_class_of(model, str(run.config_yaml)), values, str(run.config_yaml))
+
+
+def _train(run: RunDir, attempt: int, stop_requested: Callable[[], str | None]) -> Execution:
+    from hpcstab.training.build import build_trainer
+
+    identity = run.identity()
+    model, config = read_config(run)
+    task = load_task(model, config, identity["seed"], str(run.config_yaml))
+    failure = [FailureCondition.model_validate(condition) for condition in identity["failure"]]
+    trainer = build_trainer(
+        task, config, run, identity["seed"], attempt, identity["compare"]["primary"], failure, stop_requested
+    )
+    try:
+        result = trainer.train()
+    finally:
+        trainer.tensorboard.close()
+        trainer.records.close()
+    return Execution(result.state, result.steps_gained, result.reason)
+
+
+def _record_failure(run: RunDir, attempt: int, reason: str) -> None:
+    status: dict[str, Any] = read_json(run.status_json) or {"step": 0, "total_steps": None, "update": 0}
+    try:
+        write_json(
+            run.status_json, {**status, "state": "failed", "error": reason, "attempt": attempt, "time": time.time()}
+        )
+    except HpcstabError as error:  # the disk that is full for the run is full for its status as well
+        print(f"hpcstab: {error}", file=sys.stderr)
+
+
+def device_facts() -> dict[str, Any]:
+    """What the attempt runs on; loads torch."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "gpus": gpus if torch.cuda.is_available() else [],
+        "cuda": torch.version.cuda,
+        "num_threads": torch.get_num_threads(),
+        "cpu": platform.processor() or platform.machine(),
+    }

@@ -1,0 +1,1 @@
+"""Campaigns as jobs: what is submitted, started, running, lost; the only room that knows submitit."""

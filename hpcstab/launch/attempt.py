@@ -1,0 +1,64 @@
+"""One attempt at a run: its record, its log, its training; in a job or in the foreground."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import traceback
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from hpcstab.errors import HpcstabError, RunError
+from hpcstab.launch.machine import Process, gpu_driver
+from hpcstab.launch.output import teed_to
+from hpcstab.rundir import RunDir, begin_attempt, end_attempt
+
+if TYPE_CHECKING:
+    from hpcstab.execute import Execution
+
+
+def run_attempt(run: RunDir, facts: Mapping[str, Any], stop_requested: Callable[[], str | None]) -> Execution:
+    """Train one attempt and record it.
+
+    Args:
+        run: a complete run folder.
+        facts: what the caller knows beyond the process: job id, slot, threads, devices.
+        stop_requested: why to stop, None as long as there is no reason; the first reason must stay.
+
+    Raises:
+        HpcstabError: no record of the attempt could be made, or its run cannot be trained.
+    """
+    process = Process.current()
+    machine = {"node": process.host, "process": process.model_dump(), "driver": gpu_driver()}
+    attempt = begin_attempt(run, {**machine, "restart_count": 0, **facts})
+    reason, steps_gained = "failed", 0
+    try:
+        with teed_to(run.log(attempt)):
+            execution = _execute(run, attempt, stop_requested)
+        reason, steps_gained = execution.state, execution.steps_gained
+        if execution.state == "stopped":
+            reason = stop_requested() or "stopped"
+    except KeyboardInterrupt:
+        reason = "SIGINT"
+        raise
+    except BaseException:
+        # what ended the attempt is the news, not that its end could not be written either
+        with contextlib.suppress(RunError):
+            end_attempt(run, attempt, reason, steps_gained)
+        raise
+    end_attempt(run, attempt, reason, steps_gained)
+    return execution
+
+
+def _execute(run: RunDir, attempt: int, stop_requested: Callable[[], str | None]) -> Execution:
+    try:
+        # here, not above: it loads torch, which reads its number of threads and its GPUs at import
+        from hpcstab.execute import execute
+
+        faulthandler.enable()  # a crash in C leaves a traceback in the log
+        return execute(run, attempt, stop_requested)
+    except HpcstabError:
+        raise
+    except Exception:
+        traceback.print_exc()  # into the log of the attempt, which nobody reads submitit's files for
+        raise

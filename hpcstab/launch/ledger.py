@@ -1,0 +1,193 @@
+"""The record of a campaign: which runs it started as which jobs, and what was asked of it since.
+
+    runs/.submissions/<campaign id>.json        this record
+    runs/.submissions/<campaign id>/            submitit's pickles and raw logs, our lock, starter.log
+
+It is on disk before anything starts. Several processes change it (starter, jobs, cancel), each under
+a lock; readers need none, since it is renamed into place. Run ids are relative to the root, so that a
+root can be moved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import re
+import time
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pydantic
+from pydantic import BaseModel, ConfigDict
+
+from hpcstab.config import NAME
+from hpcstab.errors import EXIT_NO_ANSWER, EXIT_WRONG_REQUEST, LaunchError, RunError
+from hpcstab.launch.machine import Process
+from hpcstab.rundir import SUBMISSIONS, read_json, unwritable_root, write_json
+
+_CAMPAIGN_ID = re.compile(rf"{NAME.pattern}_\d{{8}}_\d{{6}}")
+_SCHEMA_VERSION = 1
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", validate_assignment=True)
+
+
+class Job(_Record):
+    """One run as a job. ``process`` is the job's own once it lives, its controller's before."""
+
+    index: int
+    run_id: str
+    job_id: str | None = None
+    process: Process | None = None
+    cancelled_at: float | None = None
+
+
+class Resources(_Record):
+    """What the jobs may use; ``devices`` None: there are no GPUs, and nothing is hidden."""
+
+    parallel_runs: int
+    threads_per_run: int
+    gpus_per_run: int
+    devices: list[str] | None
+    time_limit_s: int
+
+
+class Ledger(_Record):
+    """One campaign. ``owner`` is the process that still has jobs to start: submit, then the starter."""
+
+    schema_version: int = _SCHEMA_VERSION
+    campaign: str
+    cluster: str
+    executor: str
+    created: float
+    request: list[str]
+    resources: Resources
+    owner: Process | None
+    error: str | None = None
+    jobs: list[Job]
+
+
+def ledger_path(root: Path, campaign: str) -> Path:
+    """``<root>/.submissions/<campaign>.json``."""
+    return root / SUBMISSIONS / f"{campaign}.json"
+
+
+def submission_folder(path: Path) -> Path:
+    """The folder that belongs to the ledger ``path``: submitit's, with our lock and the starter's log."""
+    return path.with_suffix("")
+
+
+def claim_campaign(root: Path, name: str) -> str:
+    """A campaign id that nobody else has, ``<name>_<YYYYMMDD_HHMMSS>``; its folder is the claim.
+
+    Raises:
+        RunError: the root cannot be written.
+    """
+    if not NAME.fullmatch(name):
+        raise LaunchError(f"campaign name {name!r}: names are {NAME.pattern}", exit_code=EXIT_WRONG_REQUEST)
+    now = datetime.now().replace(microsecond=0)
+    while True:
+        campaign = f"{name}_{now:%Y%m%d_%H%M%S}"
+        folder = root / SUBMISSIONS / campaign
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+            return campaign
+        except FileExistsError as error:
+            if not folder.is_dir():
+                raise unwritable_root(root, error) from None
+            now += timedelta(seconds=1)
+        except OSError as error:
+            raise unwritable_root(root, error) from None
+
+
+def write_ledger(path: Path, ledger: Ledger) -> None:
+    """Write the record; whoever changes one that exists uses :func:`updating`."""
+    write_json(path, ledger.model_dump(mode="json"))
+
+
+def read_ledger(path: Path) -> Ledger:
+    """The record of a campaign.
+
+    Raises:
+        LaunchError: it is missing or is not one.
+    """
+    try:
+        values = read_json(path)
+    except RunError as error:
+        raise LaunchError(str(error)) from None
+    if values is None:
+        raise LaunchError(f"{path}: there is no such campaign; `hpcstab status` lists runs and campaigns")
+    try:
+        return Ledger.model_validate(values)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise LaunchError(f"{path}: is no ledger of this version: '{where}': {first['msg']}") from None
+
+
+def read_ledgers(root: Path) -> tuple[list[Ledger], list[str]]:
+    """All campaigns of a root, oldest first, and one line for each ledger that cannot be read."""
+    ledgers, problems = [], []
+    for path in (root / SUBMISSIONS).glob("*.json"):
+        try:
+            ledgers.append(read_ledger(path))
+        except LaunchError as error:
+            problems.append(str(error))
+    return sorted(ledgers, key=lambda ledger: ledger.created), sorted(problems)
+
+
+@contextlib.contextmanager
+def updating(path: Path) -> Iterator[Ledger]:
+    """The record, to be changed; written when the block ends, unless it raises. No other change comes between."""
+    with locked(submission_folder(path) / "lock"):
+        ledger = read_ledger(path)
+        yield ledger
+        write_ledger(path, ledger)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file, in the order in which it was asked for; the kernel frees it when the holder dies.
+
+    Raises:
+        LaunchError: the file system has no locks, or cannot be written.
+    """
+    try:
+        file = path.open("ab")
+    except OSError as error:
+        raise _cannot_lock(path, error) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise _cannot_lock(path, error) from None
+        yield
+
+
+def is_campaign_id(text: str) -> bool:
+    """Whether ``text`` has the form of a campaign id."""
+    return _CAMPAIGN_ID.fullmatch(text) is not None
+
+
+def cancel_requested(path: Path, index: int) -> bool:
+    """Whether the ledger asks for the job to end."""
+    return read_ledger(path).jobs[index].cancelled_at is not None
+
+
+def mark_cancelled(path: Path, indexes: set[int]) -> Ledger:
+    """Ask for jobs to end; a request that stands already keeps its time."""
+    with updating(path) as ledger:
+        for job in ledger.jobs:
+            if job.index in indexes and job.cancelled_at is None:
+                job.cancelled_at = time.time()
+    return ledger
+
+
+def _cannot_lock(path: Path, error: OSError) -> LaunchError:
+    return LaunchError(
+        f"{path}: cannot be locked: {error.strerror}; choose a --root on a file system with locks",
+        exit_code=EXIT_NO_ANSWER,
+    )

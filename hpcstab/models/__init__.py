@@ -1,0 +1,1 @@
+"""Trainable systems: one folder a model."""

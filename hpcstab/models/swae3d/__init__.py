@@ -1,0 +1,1 @@
+"""SWAE 3D: a block-wise sliced-Wasserstein autoencoder for scientific volumes."""

@@ -1,0 +1,58 @@
+"""The config keys of swae3d; torch-free, so that configs can be read and shown at once."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, Strict
+
+from hpcstab.config import DataConfig, LossesConfig, RunConfig, Section
+
+
+class Network(Section):
+    """Encoder 1 -> channels -> latent and its mirror, on cubes of ``block_size`` = 2 ** len(channels).
+
+    ``gdn_init``: ``identity`` is beta 1, gamma 0.1 I; ``first_batch`` is beta 1e-6, gamma 0.1 randn, which
+    takes the square root of a negative number in the first forward pass.
+    """
+
+    normalization: Literal["gdn", "batchnorm", "gdn_bounded"]
+    gdn_init: Literal["identity", "first_batch"]
+    channels: Annotated[tuple[int, ...], Strict(False)] = Field(min_length=1)
+    latent_dim: int = Field(ge=1)
+    block_size: int = Field(ge=2)
+
+
+class Data(DataConfig):
+    """Function volumes on a cube of ``resolution`` points a side over [-1, 1].
+
+    ``functions``: ``repeated`` is the write-up's set, which cycles over kx = ky = kz without phase or
+    amplitude, so that validation volumes are training volumes; ``varied`` has random phases, amplitudes
+    and wave numbers, with whole (kx, ky, kz) combinations held out.
+    """
+
+    functions: Literal["repeated", "varied"]
+    wave_numbers: Annotated[tuple[int, ...], Strict(False)] = Field(min_length=1)
+    resolution: int = Field(ge=2)
+
+
+class Weights(Section):
+    """Weights of the two loss terms; the write-up's lambda is ``sliced_wasserstein``."""
+
+    mse: float = Field(ge=0)
+    sliced_wasserstein: float = Field(ge=0)
+
+
+class Losses(LossesConfig):
+    """Mean squared error and sliced-Wasserstein distance of the latents to a standard normal."""
+
+    weights: Weights
+    num_projections: int = Field(ge=1)
+
+
+class Config(RunConfig):
+    """One swae3d run, complete."""
+
+    network: Network
+    data: Data
+    losses: Losses

@@ -1,0 +1,138 @@
+"""The claims of a write-up against what was measured: held, refuted, or not testable and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from hpcstab.config import Claim
+from hpcstab.report.facts import Row, figure
+from hpcstab.report.load import printable
+from hpcstab.report.sections import Group, Section, newest
+
+Answer = Literal["held", "refuted", "not testable"]
+
+
+@dataclass(frozen=True)
+class ClaimAnswer:
+    """One claim, how it was tested, what was measured in each seed, and the answer."""
+
+    says: str
+    where: str
+    test: str
+    measured: str
+    answer: Answer
+    reason: str
+
+
+def answer_claims(section: Section, rows: Sequence[Row]) -> list[ClaimAnswer]:
+    """The claims that the newest run declares, in their order; a claim holds only if it does in all seeds."""
+    return [_answer(claim, section, rows) for claim in newest(section.runs).claims]
+
+
+def _answer(claim: Claim, section: Section, rows: Sequence[Row]) -> ClaimAnswer:
+    group = section.group(claim.variant, {})
+    other = section.group(claim.below_variant, {}) if claim.below_variant else None
+    own = _rows_of(group, rows)
+    obstacle = _obstacle(claim, section, group, other, own)
+    measured = _measured(claim, own)
+    if obstacle:
+        return _as_answer(claim, measured, "not testable", obstacle)
+    verdicts = _verdicts(claim, own, _rows_of(other, rows))
+    if claim.below_variant:
+        measured += f" against {_measured(claim, _rows_of(other, rows))}"
+    return _as_answer(claim, measured, *_conclude(verdicts, own))
+
+
+def _obstacle(claim: Claim, section: Section, group: Group | None, other: Group | None, own: Sequence[Row]) -> str:
+    """Why the claim cannot be tested here; empty where it can."""
+    if claim.scales and section.scale not in claim.scales:
+        return f"at scale {section.scale}; testable at {', '.join(claim.scales)}"
+    if group is None:
+        return f"no run of {claim.variant}{_only_overridden(claim.variant, section)}"
+    if claim.below_variant and other is None:
+        return f"no run of {claim.below_variant}{_only_overridden(claim.below_variant, section)}"
+    if claim.needs == "cuda" and not all(row["cuda"] for row in own):
+        return "needs a CUDA device; these runs had none"
+    return ""
+
+
+def _verdicts(claim: Claim, own: Sequence[Row], others: Sequence[Row]) -> list[bool | None]:
+    """One verdict a run; None where its value is missing or not final."""
+    if claim.range is not None:
+        return [_in_range(claim, _value(claim.metric, row)) for row in own]
+    verdicts: list[bool | None] = []
+    for row in own:
+        partners = [_value(claim.metric, other) for other in others if other["seed"] == row["seed"]]
+        value = _value(claim.metric, row)
+        known = [partner for partner in partners if partner is not None]
+        verdicts.append(None if value is None or not known else all(value < partner for partner in known))
+    return verdicts
+
+
+def _conclude(verdicts: Sequence[bool | None], own: Sequence[Row]) -> tuple[Answer, str]:
+    """Refuted by one run that contradicts; held only if all runs are there and agree."""
+    held, n = sum(verdict is True for verdict in verdicts), len(verdicts)
+    if any(verdict is False for verdict in verdicts):
+        return "refuted", f"held in {held} of {n}"
+    missing = [row for verdict, row in zip(verdicts, own, strict=True) if verdict is None]
+    if missing:
+        states = ", ".join(dict.fromkeys(str(row["state"]) for row in missing))
+        return "not testable", f"{len(missing)} of {n} runs have no final value ({states}); held in {held}"
+    return "held", f"in {held} of {n}"
+
+
+def _value(column: str, row: Mapping[str, object]) -> float | None:
+    """A cell that will not change any more; a first step that never came is infinity once the run has ended."""
+    value = figure(row, column)
+    if row["state"] in ("completed", "diverged", "halted"):
+        return math.inf if value is None and _is_first_step(column) else value
+    if _is_first_step(column) or column in ("steps", "evaluations"):
+        return value
+    return value if value == 1 and column in ("nonfinite", "diverged") else None
+
+
+def _is_first_step(column: str) -> bool:
+    return column in ("first_nonfinite_step", "first_failure_step")
+
+
+def _in_range(claim: Claim, value: float | None) -> bool | None:
+    """A value that is not finite lies in no range, not even in an open one."""
+    if value is None or claim.range is None:
+        return None
+    low, high = claim.range
+    if not math.isfinite(value) and not _is_first_step(claim.metric):
+        return False
+    return (low is None or value >= low) and (high is None or value <= high)
+
+
+def _as_answer(claim: Claim, measured: str, answer: Answer, reason: str) -> ClaimAnswer:
+    if claim.range is not None:
+        low, high = claim.range
+        span = f"= {low:g}" if low == high and low is not None else f"in [{_end(low)}, {_end(high)}]"
+        test = f"{claim.variant}: {claim.metric} {span}"
+    else:
+        test = f"{claim.variant}: {claim.metric} below that of {claim.below_variant}, same seed"
+    says, where, test = (printable(text) for text in (claim.says, claim.where, test))
+    return ClaimAnswer(says, where, test, measured or "–", answer, printable(reason))
+
+
+def _end(bound: float | None) -> str:
+    return "open" if bound is None else f"{bound:g}"
+
+
+def _measured(claim: Claim, rows: Sequence[Row]) -> str:
+    values = [_value(claim.metric, row) for row in rows]
+    never = "never" if _is_first_step(claim.metric) else "inf"
+    return ", ".join("–" if v is None else never if v == math.inf else f"{v:.4g}" for v in values)
+
+
+def _rows_of(group: Group | None, rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if group is not None and row["label"] == group.label]
+
+
+def _only_overridden(variant: str, section: Section) -> str:
+    labels = [group.label for group in section.groups if group.variant == variant]
+    return f" without --set (there is {', '.join(labels)})" if labels else ""

@@ -1,0 +1,207 @@
+"""The answer in one sentence, and how sure it is, in the words of the field."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from statistics import median
+
+from hpcstab.report.compare import ALPHA, Pairing, failure_rate_bound, smallest_p
+from hpcstab.report.differences import config_differences, declared_flaws
+from hpcstab.report.facts import samples_seen
+from hpcstab.report.outcome import Outcome
+from hpcstab.report.sections import Group, Section, declared_digest
+
+_PLAIN_BATCH_KEYS = ("data.batch_size", "data.num_workers")
+
+
+def verdict_sentence(section: Section, pairings: Sequence[Pairing]) -> str:
+    """One sentence: what became of each variant, and what that can show."""
+    clauses = [f"{group.label} {group_clause(group, section)}" for group in section.groups]
+    tail = _certainty(section, pairings)
+    return f"{section.model} at scale {section.scale}, {section.horizon:,} steps: " + "; ".join([*clauses, tail]) + "."
+
+
+def certainty_notes(section: Section, pairings: Sequence[Pairing]) -> list[str]:
+    """What a careful reader must know before using the verdict, one sentence each."""
+    notes = [
+        *_survival_notes(section),
+        *_pairing_notes(pairings),
+        *_fairness_notes(section),
+        *declared_flaws(section),
+        *_record_notes(section),
+    ]
+    return [note[:1].upper() + note[1:] + "." for note in notes]
+
+
+def group_clause(group: Group, section: Section) -> str:
+    """What became of the runs of one variant; every run is in exactly one part of the clause."""
+    n = len(group.runs)
+    word = "seeds" if n == len(group.seeds) else "runs"
+    parts = []
+    if group.failed:
+        nonfinite = all(outcome.run.first_nonfinite_step == outcome.failed_step for outcome in group.failed)
+        what = "went non-finite" if nonfinite else "failed"
+        steps = ", ".join(str(outcome.failed_step) for outcome in group.failed)
+        first = f"at step {steps}" if len(group.failed) == 1 else f"first at steps {steps}"
+        parts.append(f"{what} in {len(group.failed)} of {n} {word} ({first})")
+    parts += [_finite_clause(outcomes, how, n, word, section) for how, outcomes in _by_learning(group.finite)]
+    parts += _undecided_clauses(group, n)
+    return ", ".join(parts)
+
+
+def _finite_clause(outcomes: Sequence[Outcome], how: str, n: int, word: str, section: Section) -> str:
+    gains = [outcome.gain for outcome in outcomes if outcome.gain is not None and math.isfinite(outcome.gain)]
+    details = []
+    if gains:
+        details.append(f"{_gain_text(gains, section)} against {_floor_name(outcomes)}")
+    rising = sum(outcome.rising is True for outcome in outcomes)
+    if rising:
+        details.append("still rising" if rising == len(outcomes) else f"still rising in {rising}")
+    brackets = f" ({', '.join(details)})" if details else ""
+    share = f"{len(outcomes)} of {n} {word}"
+    return how.format(share=share) + brackets
+
+
+def _by_learning(outcomes: Sequence[Outcome]) -> list[tuple[str, list[Outcome]]]:
+    """Finite runs split by the other two answers; a masked run is named as such first."""
+    kinds: list[tuple[str, Callable[[Outcome], bool]]] = [
+        ("stayed finite only with a mask or a refused step in {share}", lambda o: o.run.answer("unmasked") == "no"),
+        ("stayed finite and learned in {share}", lambda o: o.run.answer("learned") == "yes"),
+        ("stayed finite in {share} but did not learn", lambda o: o.run.answer("learned") == "no"),
+        ("stayed finite in {share}, learning unknown", lambda o: True),
+    ]
+    left, found = list(outcomes), []
+    for how, belongs in kinds:
+        members = [outcome for outcome in left if belongs(outcome)]
+        left = [outcome for outcome in left if outcome not in members]
+        if members:
+            found.append((how, members))
+    return found
+
+
+def _undecided_clauses(group: Group, n: int) -> list[str]:
+    states = dict.fromkeys(outcome.run.state for outcome in group.undecided)
+    return [_state_clause(state, [o for o in group.undecided if o.run.state == state], n) for state in states]
+
+
+def _state_clause(state: str, outcomes: Sequence[Outcome], n: int) -> str:
+    steps = ", ".join(str(outcome.seen_steps) for outcome in outcomes)
+    share = f"{len(outcomes)} of {n}"
+    words = {
+        "running": f"{share} still running, finite so far (after {steps} steps)",
+        "queued": f"{share} not started",
+        "failed": f"{share} crashed (after {steps} steps; a crash is no answer about stability)",
+        "unreadable": f"{share} left records that cannot be read",
+    }
+    return words.get(state, f"{share} {state} before the horizon, finite so far (after {steps} steps)")
+
+
+def _certainty(section: Section, pairings: Sequence[Pairing]) -> str:
+    against_before = [pairing for pairing in pairings if pairing.second.startswith("before")]
+    if not against_before:
+        return "nothing was run to compare with, so no effect can be stated"
+    n = min(len(pairing.scores) for pairing in against_before)
+    if n == 0:
+        return "no seed is shared with before, so there are no pairs"
+    if smallest_p(n) >= ALPHA:
+        return f"with n={n} paired seed{'s' * (n > 1)} p < 0.05 cannot be reached"
+    texts = [f"{_short(pairing)}" for pairing in against_before]
+    return f"paired by seed, {', '.join(texts)}"
+
+
+def _short(pairing: Pairing) -> str:
+    p = "" if pairing.p_value is None else f", p = {pairing.p_value:.2g}"
+    return f"{pairing.first} beats {pairing.second} in {pairing.wins} of {len(pairing.scores)}{p}"
+
+
+def _survival_notes(section: Section) -> list[str]:
+    notes = []
+    for group in section.groups:
+        if not group.failed and group.finite and not group.undecided:
+            n = len(group.runs)
+            bound = failure_rate_bound(n)
+            notes.append(
+                f"{group.label}: 0 of {n} failing still allows a failure rate of up to {bound:.0%} (95 %, one-sided)"
+            )
+    return notes
+
+
+def _pairing_notes(pairings: Sequence[Pairing]) -> list[str]:
+    sizes = sorted({len(pairing.scores) for pairing in pairings})
+    notes = [
+        f"with {n} pairs the smallest two-sided p of a sign test is {smallest_p(n):.2g}" for n in sizes if n > 0
+    ]
+    notes += [
+        f"{pairing.first} against {pairing.second}: seeds {', '.join(map(str, pairing.unpaired))} have no partner and are in no pair"
+        for pairing in pairings
+        if pairing.unpaired
+    ]
+    if len(pairings) > 1 and any(smallest_p(n) < ALPHA for n in sizes if n > 0):
+        notes.append(f"the p values are not corrected for the {len(pairings)} comparisons")
+    return notes
+
+
+def _fairness_notes(section: Section) -> list[str]:
+    notes = []
+    differences = config_differences(section)
+    seen = {group.label: samples_seen(group.runs[0], section.horizon) for group in section.groups}
+    batches = next((d.values for d in differences if d.key == "data.batch_size"), None)
+    if batches:
+        sizes = ", ".join(f"{group.label} {size}" for group, size in zip(section.groups, batches, strict=True))
+        notes.append(
+            f"steps are counted, not samples: the batch sizes differ ({sizes}), so that at step {section.horizon:,}"
+            f" the variants have seen different numbers of samples ({_counts(seen)})"
+        )
+    for index, group in enumerate(section.groups):
+        changed = [d.key for d in differences if d.values[index] != d.values[0]]
+        if index and section.groups[0].variant == "before" and len(changed) > 1:
+            notes.append(
+                f"{group.label} differs from before in {len(changed)} keys at once: this comparison cannot say which of them mattered"
+            )
+    data = [d.key for d in differences if d.key.startswith("data.") and d.key not in _PLAIN_BATCH_KEYS]
+    if data:
+        notes.append(f"the variants differ in {', '.join(data)}: their figures are not measured on the same data")
+    return notes
+
+
+def _record_notes(section: Section) -> list[str]:
+    runs, notes = section.runs, []
+    if len({run.identity.get("code_digest") for run in runs}) > 1:
+        notes.append("the runs were made by different states of the code")
+    if len({declared_digest(run.identity) for run in runs}) > 1:
+        notes.append("the claims were edited between the runs; those of the newest run are answered")
+    repeated = [group.label for group in section.groups if len(group.runs) > len(group.seeds)]
+    if repeated:
+        notes.append(
+            f"{', '.join(repeated)} ran some seeds more than once: every run is counted, and a seed enters a pair as the mean over its runs"
+        )
+    for run in runs:
+        if run.problems:
+            notes.append(f"{run.run_id}: {'; '.join(run.problems)}")
+    return notes
+
+
+def _counts(seen: dict[str, int | None]) -> str:
+    return ", ".join(f"{label} {'?' if count is None else format(count, ',')}" for label, count in seen.items())
+
+
+def _gain_text(gains: Sequence[float], section: Section) -> str:
+    unit, digits = section.primary["unit"], section.decimals
+    unit = "" if unit in ("", "1") else f" {unit}"
+    text = f"{_signed(median(gains), digits)}"
+    if len(gains) > 1 and round(max(gains), digits) != round(min(gains), digits):
+        text += f" [{_signed(min(gains), digits)}, {_signed(max(gains), digits)}]"
+    return f"{text}{unit}"
+
+
+def _signed(value: float, digits: int) -> str:
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def _floor_name(outcomes: Sequence[Outcome]) -> str:
+    from hpcstab.report.outcome import baselines
+
+    names = [name for outcome in outcomes for name in baselines(outcome.run, "floor")]
+    unique = list(dict.fromkeys(names))
+    return f"the {unique[0].replace('_', ' ')}" if len(unique) == 1 else "the best floor"

@@ -1,0 +1,1 @@
+"""Numerical stability: gate, guards, provenance, and numerics that models may use."""

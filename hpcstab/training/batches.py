@@ -1,0 +1,69 @@
+"""The order of batches: the same seed gives the same permutation of sample ids, whatever reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from hpcstab.errors import ConfigError
+from hpcstab.seeds import keyed_seed
+from hpcstab.task import Batch, TaskDataset
+
+
+class EpochOrder(Sampler[list[int]]):
+    """Batches of indices of one epoch, from batch ``first`` on; an incomplete last batch is left out."""
+
+    def __init__(self, num_items: int, batch_size: int, seed: int, epoch: int, first: int) -> None:
+        generator = torch.Generator().manual_seed(keyed_seed(seed, "permutation", epoch))
+        order = torch.randperm(num_items, generator=generator).tolist()
+        full = num_items // batch_size
+        self._batches = [order[index * batch_size : (index + 1) * batch_size] for index in range(first, full)]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+
+class TrainingBatches:
+    """Batches of a training by step, in an endless row of epochs."""
+
+    def __init__(self, dataset: TaskDataset, batch_size: int, seed: int, num_workers: int) -> None:
+        self._dataset = dataset
+        self._batch_size = batch_size
+        self._seed = seed
+        self._num_workers = num_workers
+        self.steps_per_epoch = len(dataset) // batch_size
+        if self.steps_per_epoch == 0:
+            raise ConfigError(
+                f"data.batch_size is {batch_size}, but there are only {len(dataset)} training items; make it smaller"
+            )
+
+    def from_step(self, step: int) -> Iterator[tuple[int, Batch]]:
+        """(epoch, batch) from the batch position ``step`` on, without end."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        while True:
+            order = EpochOrder(len(self._dataset), self._batch_size, self._seed, epoch, position)
+            for batch in self._loader(order, epoch):
+                yield epoch, batch
+            epoch, position = epoch + 1, 0
+
+    def _loader(self, order: EpochOrder, epoch: int) -> DataLoader[Any]:
+        generator = torch.Generator().manual_seed(keyed_seed(self._seed, "loader", epoch))
+        dataset: Any = self._dataset
+        return DataLoader(dataset, batch_sampler=order, num_workers=self._num_workers, generator=generator)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Tensors of a batch on the device; tuples, lists and dicts keep their form."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch

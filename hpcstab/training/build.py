@@ -1,0 +1,71 @@
+"""A run's config and task -> the parts of a trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from hpcstab.config import FailureCondition, RunConfig
+from hpcstab.metrics import metrics_header
+from hpcstab.rundir import RunDir
+from hpcstab.seeds import keyed_seed
+from hpcstab.stability.batchnorm import configure_batchnorm
+from hpcstab.task import Task
+from hpcstab.training.batches import TrainingBatches
+from hpcstab.training.cadence import build_cadence
+from hpcstab.training.check_task import check_task
+from hpcstab.training.failure import FailureWatch
+from hpcstab.training.objective import Objective
+from hpcstab.training.optimizers import build_optimizer
+from hpcstab.training.precision import pick_device, set_tf32
+from hpcstab.training.records import Records
+from hpcstab.training.tensorboard import TensorBoard
+from hpcstab.training.trainer import Trainer
+
+
+def build_trainer(
+    task: Task,
+    config: RunConfig,
+    run: RunDir,
+    seed: int,
+    attempt: int,
+    primary: str,
+    failure: Sequence[FailureCondition] = (),
+    stop_requested: Callable[[], str | None] = lambda: None,
+) -> Trainer:
+    """Network, data order, optimizer and records of one attempt.
+
+    Raises:
+        ConfigError: the task or its config cannot be trained; says why.
+    """
+    device = pick_device()
+    set_tf32(config.precision)
+    check_task(task, config, primary)
+    torch.manual_seed(keyed_seed(seed, "network"))
+    network = task.network().to(device)
+    batchnorm = config.stability.batchnorm
+    configure_batchnorm(network, batchnorm.momentum, batchnorm.eps)
+    batches = TrainingBatches(task.dataset("train"), config.data.batch_size, seed, config.data.num_workers)
+    cadence = build_cadence(config, batches.steps_per_epoch)
+    header = metrics_header(task.loss_term_names, task.diagnostics)
+    tensorboard = TensorBoard(config.trainer.tensorboard, run)
+    records = Records(run, task, attempt, cadence.total_steps, primary)
+    if tensorboard.absent:
+        records.events.write("tensorboard_absent", 0, 0)
+    return Trainer(
+        task=task,
+        config=config,
+        run=run,
+        seed=seed,
+        device=device,
+        network=network,
+        optimizer=build_optimizer(network, config.optimizer),
+        batches=batches,
+        objective=Objective(config.losses, batches.steps_per_epoch, config.trainer.duration_factor),
+        records=records,
+        failure=FailureWatch(failure, config.trainer.nonfinite_budget, header),
+        cadence=cadence,
+        tensorboard=tensorboard,
+        stop_requested=stop_requested,
+    )

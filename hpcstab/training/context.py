@@ -1,0 +1,43 @@
+"""What a task sees of the step it is in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hpcstab.seeds import keyed_seed
+
+
+@dataclass
+class TrainingContext:
+    """The :class:`hpcstab.task.StepContext` of one step."""
+
+    seed: int
+    step: int
+    epoch: int
+    device: torch.device
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)
+    _masked: list[Tensor] = field(default_factory=list)
+    _limited: list[Tensor] = field(default_factory=list)
+
+    def generator(self, purpose: str) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(keyed_seed(self.seed, purpose, self.step))
+
+    def diagnostic(self, name: str, value: Tensor) -> None:
+        self.diagnostics[name] = value.detach()
+
+    def count_masked(self, firings: Tensor) -> None:
+        self._masked.append(firings.detach().sum())
+
+    def count_limited(self, firings: Tensor) -> None:
+        self._limited.append(firings.detach().sum())
+
+    def counts(self) -> tuple[Tensor, Tensor]:
+        """(masks fired, limits fired) in this step, float64 scalars on the device."""
+        return self._sum(self._masked), self._sum(self._limited)
+
+    def _sum(self, firings: list[Tensor]) -> Tensor:
+        zero = torch.zeros((), device=self.device, dtype=torch.float64)
+        return torch.stack([firing.double() for firing in firings]).sum() if firings else zero

@@ -1,0 +1,62 @@
+"""The weighted sum of the task's loss terms: weights and phases are the trainer's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from hpcstab.config import LossesConfig
+from hpcstab.errors import ConfigError
+from hpcstab.stability.phases import phase_factor
+
+
+class Objective:
+    """Weights of the terms by step, and their sum."""
+
+    def __init__(self, config: LossesConfig, steps_per_epoch: int, duration_factor: float) -> None:
+        self._base: dict[str, float] = config.weights.model_dump()
+        self._keeps_zero = config.multiply_zero_weights
+        self._phases = {
+            term: (
+                phase.start.in_steps(steps_per_epoch, duration_factor),
+                phase.ramp.in_steps(steps_per_epoch, duration_factor),
+            )
+            for term, phase in config.phases.items()
+        }
+
+    def weight(self, term: str, step: int) -> float:
+        """The weight of a term at a step, phases included."""
+        phase = self._phases.get(term)
+        return self._base[term] * (phase_factor(step, *phase) if phase else 1.0)
+
+    def total(self, terms: Mapping[str, Tensor], step: int) -> Tensor:
+        """Weighted sum of the terms; a term of weight zero is left out unless the config keeps 0 x inf."""
+        parts = [
+            self.weight(name, step) * term
+            for name, term in terms.items()
+            if self._keeps_zero or self.weight(name, step) != 0.0
+        ]
+        if not parts:
+            raise ConfigError(f"losses.weights: every term has weight zero at step {step}; nothing is trained")
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        return total
+
+
+def check_terms(terms: Mapping[str, Tensor], declared: tuple[str, ...]) -> None:
+    """Refuse terms that the trainer cannot weigh; called on the first batch.
+
+    Raises:
+        ConfigError: other names than declared, a term that is not a scalar, a sum without a gradient.
+    """
+    if tuple(terms) != declared:
+        raise ConfigError(
+            f"the task's loss_terms returned {', '.join(terms) or 'nothing'}; it declares {', '.join(declared)}"
+        )
+    for name, term in terms.items():
+        if term.ndim != 0:
+            raise ConfigError(f"loss term '{name}' has shape {tuple(term.shape)}; a term is a scalar, reduce it")
+    if not any(term.requires_grad for term in terms.values()):
+        raise ConfigError("no loss term depends on the parameters of the network; is something detached?")

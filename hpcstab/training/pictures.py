@@ -1,0 +1,25 @@
+"""Sample pictures of a network, as PNG files of the run."""
+
+from __future__ import annotations
+
+import io
+
+import torch
+from PIL import Image
+from torch import nn
+
+from hpcstab.rundir import RunDir, write_bytes
+from hpcstab.task import StepContext, Task
+
+
+def save_samples(run: RunDir, task: Task, network: nn.Module, context: StepContext) -> None:
+    """Write ``samples/step_<step>_<name>.png`` for each picture the task makes."""
+    was_training = network.training
+    network.eval()
+    with torch.no_grad():
+        pictures = task.samples(network, context)
+    network.train(was_training)
+    for picture in pictures:
+        content = io.BytesIO()
+        Image.fromarray(picture.pixels).save(content, format="PNG")
+        write_bytes(run.samples / f"step_{context.step:08d}_{picture.name}.png", content.getvalue())

@@ -1,0 +1,28 @@
+"""Number formats of a training, and where it runs."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from hpcstab.config.common import PrecisionConfig
+
+
+def pick_device() -> torch.device:
+    """CUDA where a GPU answers, else the CPU. CUDA_VISIBLE_DEVICES alone is no proof of a GPU."""
+    return torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+
+
+def set_tf32(config: PrecisionConfig) -> None:
+    """Allow or forbid TF32 in matrix products and convolutions of CUDA."""
+    torch.backends.cuda.matmul.allow_tf32 = config.tf32
+    torch.backends.cudnn.allow_tf32 = config.tf32
+
+
+def autocast(config: PrecisionConfig, device: torch.device) -> AbstractContextManager[Any]:
+    """bf16 autocast of forward passes, or nothing for fp32."""
+    if config.dtype == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
