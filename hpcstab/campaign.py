@@ -91,7 +91,7 @@ def parse_seeds(text: str) -> list[int]:
     """
     seeds: list[int] = []
     for part in text.split(","):
-        match = _SEEDS.fullmatch(part.strip())
+        match = _SEEDS.fullmatch(part.strip(" "))
         if not match:
             raise ConfigError(f"seeds {text!r}: '{part}' is neither a number >= 0 nor a range such as 0-2")
         first, last = int(match[1]), int(match[2] or match[1])

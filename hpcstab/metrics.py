@@ -112,7 +112,11 @@ class CsvAppender:
             raise RunError(f"{self.path}: has the columns of another task; start a new run")
         file = self.path.open("ab", buffering=0)
         if not found:
-            _append_line(file, ",".join(self.header) + "\n", self.path)
+            try:
+                _append_line(file, ",".join(self.header) + "\n", self.path)
+            except RunError:
+                file.close()
+                raise
         return file
 
 

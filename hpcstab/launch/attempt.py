@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from hpcstab.execute import Execution
 
 
-def run_attempt(run: RunDir, facts: Mapping[str, Any], stop_requested: Callable[[], str | None]) -> Execution:
+def run_attempt(
+    run: RunDir,
+    facts: Mapping[str, Any] | None = None,
+    stop_requested: Callable[[], str | None] = lambda: None,
+) -> Execution:
     """Train one attempt and record it.
 
     Args:
@@ -28,25 +32,22 @@ def run_attempt(run: RunDir, facts: Mapping[str, Any], stop_requested: Callable[
     Raises:
         HpcstabError: no record of the attempt could be made, or its run cannot be trained.
     """
+    run.identity()  # a run that was removed while its job waited stays removed
     process = Process.current()
-    machine = {"node": process.host, "process": process.model_dump(), "driver": gpu_driver()}
-    attempt = begin_attempt(run, {**machine, "restart_count": 0, **facts})
-    reason, steps_gained = "failed", 0
+    machine = {"node": process.host, "process": process.model_dump(), "driver": gpu_driver(), "restart_count": 0}
+    attempt = begin_attempt(run, {**machine, **(facts or {})})
     try:
         with teed_to(run.log(attempt)):
+            print(f"attempt {attempt} of {run.run_id} on {process.host}, process {process.pid}")
             execution = _execute(run, attempt, stop_requested)
-        reason, steps_gained = execution.state, execution.steps_gained
-        if execution.state == "stopped":
-            reason = stop_requested() or "stopped"
-    except KeyboardInterrupt:
-        reason = "SIGINT"
-        raise
-    except BaseException:
+            reason = (stop_requested() or "stopped") if execution.state == "stopped" else execution.state
+            print(f"attempt {attempt} ended: {reason}, {execution.steps_gained} steps")
+    except BaseException as error:
         # what ended the attempt is the news, not that its end could not be written either
         with contextlib.suppress(RunError):
-            end_attempt(run, attempt, reason, steps_gained)
+            end_attempt(run, attempt, "SIGINT" if isinstance(error, KeyboardInterrupt) else "failed", 0)
         raise
-    end_attempt(run, attempt, reason, steps_gained)
+    end_attempt(run, attempt, reason, execution.steps_gained)
     return execution
 
 
@@ -55,10 +56,10 @@ def _execute(run: RunDir, attempt: int, stop_requested: Callable[[], str | None]
         # here, not above: it loads torch, which reads its number of threads and its GPUs at import
         from hpcstab.execute import execute
 
-        faulthandler.enable()  # a crash in C leaves a traceback in the log
+        faulthandler.enable(file=2)  # a crash in C leaves a traceback in the log
         return execute(run, attempt, stop_requested)
     except HpcstabError:
         raise
     except Exception:
-        traceback.print_exc()  # into the log of the attempt, which nobody reads submitit's files for
+        traceback.print_exc()  # into the log of the attempt; submitit's own copy is rarely looked at
         raise

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Literal
 
 import pydantic
 from pydantic import BaseModel, ConfigDict
@@ -27,7 +28,6 @@ from hpcstab.launch.machine import Process
 from hpcstab.rundir import SUBMISSIONS, read_json, unwritable_root, write_json
 
 _CAMPAIGN_ID = re.compile(rf"{NAME.pattern}_\d{{8}}_\d{{6}}")
-_SCHEMA_VERSION = 1
 
 
 class _Record(BaseModel):
@@ -57,7 +57,7 @@ class Resources(_Record):
 class Ledger(_Record):
     """One campaign. ``owner`` is the process that still has jobs to start: submit, then the starter."""
 
-    schema_version: int = _SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     campaign: str
     cluster: str
     executor: str
@@ -139,6 +139,15 @@ def read_ledgers(root: Path) -> tuple[list[Ledger], list[str]]:
     return sorted(ledgers, key=lambda ledger: ledger.created), sorted(problems)
 
 
+def find_job(root: Path, run_id: str) -> tuple[Ledger, Job] | tuple[None, None]:
+    """The campaign and the job that a run belongs to; none for a run of ``train``."""
+    for ledger in read_ledgers(root)[0]:
+        for job in ledger.jobs:
+            if job.run_id == run_id:
+                return ledger, job
+    return None, None
+
+
 @contextlib.contextmanager
 def updating(path: Path) -> Iterator[Ledger]:
     """The record, to be changed; written when the block ends, unless it raises. No other change comes between."""
@@ -170,11 +179,6 @@ def locked(path: Path) -> Iterator[None]:
 def is_campaign_id(text: str) -> bool:
     """Whether ``text`` has the form of a campaign id."""
     return _CAMPAIGN_ID.fullmatch(text) is not None
-
-
-def cancel_requested(path: Path, index: int) -> bool:
-    """Whether the ledger asks for the job to end."""
-    return read_ledger(path).jobs[index].cancelled_at is not None
 
 
 def mark_cancelled(path: Path, indexes: set[int]) -> Ledger:

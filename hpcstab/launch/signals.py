@@ -1,4 +1,8 @@
-"""Signals as a request to stop, which the trainer reads between two steps."""
+"""Signals as a request to stop, which the trainer reads between two steps.
+
+with StopSignals() as signals:
+    run_attempt(run, stop_requested=signals.requested)
+"""
 
 from __future__ import annotations
 
@@ -6,29 +10,42 @@ import contextlib
 import signal
 import time
 from collections.abc import Iterator
-from types import FrameType
+from types import FrameType, TracebackType
+from typing import Any
 
 # USR2: Slurm and submitit announce the time limit or a preemption with it; NCCL takes USR1
 _STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 TIME_LIMIT = "time_limit"
 
 
-class Stopped(Exception):
-    """A signal came while the job was only waiting."""
+class StoppedError(Exception):
+    """A signal came while there was nothing to finish."""
 
 
-class StopRequest:
-    """Called, it says why to stop: the name of a signal, ``time_limit``, or None.
+class StopSignals:
+    """Takes the stopping signals while it is entered, from submitit's handlers too: those requeue or ignore.
 
-    The first reason stays. A second Ctrl-C interrupts at once.
+    The first reason to stop stays. A second Ctrl-C interrupts at once.
     """
 
     def __init__(self) -> None:
         self._reason: str | None = None
         self._deadline: float | None = None
         self._interrupts = False
+        self._handlers_before: dict[signal.Signals, Any] = {}
 
-    def __call__(self) -> str | None:
+    def __enter__(self) -> StopSignals:
+        self._handlers_before = {number: signal.signal(number, self._on_signal) for number in _STOPPING}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._handlers_before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+    def requested(self) -> str | None:
+        """Why to stop: the name of a signal, ``time_limit``, or None."""
         if self._reason is None and self._deadline is not None and time.monotonic() > self._deadline:
             self._reason = TIME_LIMIT
         return self._reason
@@ -38,22 +55,12 @@ class StopRequest:
         self._deadline = time.monotonic() + seconds
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Take the signals, from submitit's handlers too, which would requeue or ignore them."""
-        before = {number: signal.signal(number, self._on_signal) for number in _STOPPING}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
-
-    @contextlib.contextmanager
     def interrupting(self) -> Iterator[None]:
-        """In this block a signal raises :class:`Stopped`, since there is no step to wait for."""
+        """In this block a signal raises :class:`StoppedError`, since there is no step to wait for."""
         self._interrupts = True
         try:
             if self._reason is not None:
-                raise Stopped(self._reason)
+                raise StoppedError(self._reason)
             yield
         finally:
             self._interrupts = False
@@ -63,4 +70,4 @@ class StopRequest:
             raise KeyboardInterrupt
         self._reason = self._reason or signal.Signals(number).name
         if self._interrupts:
-            raise Stopped(self._reason)
+            raise StoppedError(self._reason)

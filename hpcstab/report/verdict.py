@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from statistics import median
 
 from hpcstab.report.compare import ALPHA, Pairing, failure_rate_bound, smallest_p
-from hpcstab.report.differences import config_differences, declared_flaws
-from hpcstab.report.facts import samples_seen
-from hpcstab.report.outcome import Outcome
+from hpcstab.report.differences import ConfigDifference, config_differences, declared_flaws
+from hpcstab.report.outcome import Outcome, baselines
 from hpcstab.report.sections import Group, Section, declared_digest
 
 _PLAIN_BATCH_KEYS = ("data.batch_size", "data.num_workers")
@@ -145,21 +144,23 @@ def _pairing_notes(pairings: Sequence[Pairing]) -> list[str]:
 def _fairness_notes(section: Section) -> list[str]:
     notes = []
     differences = config_differences(section)
-    seen = {group.label: samples_seen(group.runs[0], section.horizon) for group in section.groups}
     batches = next((d.values for d in differences if d.key == "data.batch_size"), None)
     if batches:
         sizes = ", ".join(f"{group.label} {size}" for group, size in zip(section.groups, batches, strict=True))
         notes.append(
-            f"steps are counted, not samples: the batch sizes differ ({sizes}), so that at step {section.horizon:,}"
-            f" the variants have seen different numbers of samples ({_counts(seen)})"
+            f"steps are counted, not samples: the batch sizes differ ({sizes}), so that at one step the variants"
+            " have seen different numbers of samples"
         )
     for index, group in enumerate(section.groups):
-        changed = [d.key for d in differences if d.values[index] != d.values[0]]
+        changed = [d.key for d in differences if d.values[index] != d.values[0] and not _is_upkeep(d, index)]
         if index and section.groups[0].variant == "before" and len(changed) > 1:
             notes.append(
                 f"{group.label} differs from before in {len(changed)} keys at once: this comparison cannot say which of them mattered"
             )
     data = [d.key for d in differences if d.key.startswith("data.") and d.key not in _PLAIN_BATCH_KEYS]
+    weights = [d.key for d in differences if d.key.startswith("losses.")]
+    if weights:
+        notes.append(f"{', '.join(weights)} differ, so that the losses of the variants are different quantities")
     if data:
         notes.append(f"the variants differ in {', '.join(data)}: their figures are not measured on the same data")
     return notes
@@ -182,8 +183,9 @@ def _record_notes(section: Section) -> list[str]:
     return notes
 
 
-def _counts(seen: dict[str, int | None]) -> str:
-    return ", ".join(f"{label} {'?' if count is None else format(count, ',')}" for label, count in seen.items())
+def _is_upkeep(difference: ConfigDifference, index: int) -> bool:
+    setter = difference.setters[index]
+    return setter is not None and setter.kind == "upkeep"
 
 
 def _gain_text(gains: Sequence[float], section: Section) -> str:
@@ -200,8 +202,6 @@ def _signed(value: float, digits: int) -> str:
 
 
 def _floor_name(outcomes: Sequence[Outcome]) -> str:
-    from hpcstab.report.outcome import baselines
-
     names = [name for outcome in outcomes for name in baselines(outcome.run, "floor")]
     unique = list(dict.fromkeys(names))
     return f"the {unique[0].replace('_', ' ')}" if len(unique) == 1 else "the best floor"

@@ -24,7 +24,7 @@ from hpcstab.training.tensorboard import TensorBoard
 from hpcstab.training.trainer import Trainer
 
 
-def build_trainer(
+def build_trainer(  # noqa: PLR0913 - the composition root hands over all parts at once
     task: Task,
     config: RunConfig,
     run: RunDir,
@@ -49,6 +49,7 @@ def build_trainer(
     batches = TrainingBatches(task.dataset("train"), config.data.batch_size, seed, config.data.num_workers)
     cadence = build_cadence(config, batches.steps_per_epoch)
     header = metrics_header(task.loss_term_names, task.diagnostics)
+    failure_watch = FailureWatch(failure, config.trainer.nonfinite_budget, header)
     tensorboard = TensorBoard(config.trainer.tensorboard, run)
     records = Records(run, task, attempt, cadence.total_steps, primary)
     if tensorboard.absent:
@@ -64,7 +65,7 @@ def build_trainer(
         batches=batches,
         objective=Objective(config.losses, batches.steps_per_epoch, config.trainer.duration_factor),
         records=records,
-        failure=FailureWatch(failure, config.trainer.nonfinite_budget, header),
+        failure=failure_watch,
         cadence=cadence,
         tensorboard=tensorboard,
         stop_requested=stop_requested,

@@ -1,0 +1,97 @@
+"""What runs inside a job: wait for a slot, then one attempt."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from hpcstab.errors import EXIT_BAD_NEWS, HpcstabError
+from hpcstab.launch.attempt import run_attempt
+from hpcstab.launch.ledger import Ledger, Resources, updating
+from hpcstab.launch.machine import Process, thread_variables
+from hpcstab.launch.signals import StoppedError, StopSignals
+from hpcstab.launch.slots import slot
+from hpcstab.rundir import RunDir
+
+# a step that does not end keeps its slot for ever: so long after the time limit the process ends itself
+_GRACE_S = 300.0
+
+
+def run_job(run_path: str, ledger_path: str, index: int) -> str:
+    """Train one run of a campaign; called by submitit with paths, so that its pickles hold nothing else.
+
+    Returns:
+        How it ended: the state of the attempt, or ``cancelled`` where it was stopped before it had one.
+    """
+    run, path = RunDir(Path(run_path)), Path(ledger_path)
+    with StopSignals() as signals:
+        try:
+            with signals.interrupting():
+                ledger = _adopt(path, index)
+                waiting = contextlib.ExitStack()
+                number = waiting.enter_context(slot(path.parents[1], ledger.resources.parallel_runs))
+        except StoppedError:
+            return "cancelled"
+        with waiting:
+            return _attempt(run, ledger, index, number, signals)
+
+
+def _adopt(path: Path, index: int) -> Ledger:
+    """Put this process into the ledger as the job, unless the job is to end.
+
+    A signal that came before we listened is lost; the request that stands in the ledger is not.
+    """
+    with updating(path) as ledger:
+        job = ledger.jobs[index]
+        if job.cancelled_at is not None:
+            raise StoppedError("cancelled")
+        job.process = Process.current()
+    return ledger
+
+
+def _attempt(run: RunDir, ledger: Ledger, index: int, number: int, signals: StopSignals) -> str:
+    resources = ledger.resources
+    os.environ.update(thread_variables(resources.threads_per_run))
+    devices = _take_devices(resources, number)
+    facts = {
+        "campaign": ledger.campaign,
+        "job_id": ledger.jobs[index].job_id,
+        "slot": number,
+        "threads": resources.threads_per_run,
+        "devices": devices,
+    }
+    with _limited_to(resources.time_limit_s, signals):
+        try:
+            state = run_attempt(run, facts, signals.requested).state
+        except HpcstabError as error:
+            print(f"hpcstab: {error}")  # into submitit's log: the run's own may be what cannot be written
+            raise SystemExit(error.exit_code) from None
+    if state == "failed":
+        raise SystemExit(EXIT_BAD_NEWS)
+    return state
+
+
+def _take_devices(resources: Resources, number: int) -> list[str]:
+    """Show the run the GPUs of its slot, slots taking turns; before torch is imported, which reads it once."""
+    if resources.devices is None:
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # submitit hides what we know nothing of
+        return []
+    count = resources.gpus_per_run
+    first = number * count
+    devices = [resources.devices[(first + turn) % len(resources.devices)] for turn in range(count)]
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+    return devices
+
+
+@contextlib.contextmanager
+def _limited_to(time_limit_s: float, signals: StopSignals) -> Iterator[None]:
+    """Ask the trainer to stop at the limit; where it does not, end with a traceback of where it hangs."""
+    signals.set_time_limit(time_limit_s)
+    faulthandler.dump_traceback_later(time_limit_s + _GRACE_S, exit=True, file=2)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()

@@ -1,0 +1,78 @@
+"""What a run printed: the log of its attempt, or what submitit caught of a job that died before it had one."""
+
+from __future__ import annotations
+
+import codecs
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+from hpcstab.errors import EXIT_WRONG_REQUEST, RunError
+from hpcstab.launch.ledger import find_job, ledger_path, submission_folder
+from hpcstab.launch.queue import state_of
+from hpcstab.rundir import RunDir
+
+_POLL_S = 0.3
+
+
+def log_file(run: RunDir, attempt: int | None = None) -> Path | None:
+    """The file with what an attempt printed, the newest where None; None where nothing was printed yet.
+
+    Raises:
+        RunError: there is no such attempt.
+    """
+    numbers = run.attempt_numbers()
+    if attempt is not None and attempt not in numbers:
+        known = ", ".join(map(str, numbers)) or "none"
+        raise RunError(f"{run.run_id}: no attempt {attempt}; there are: {known}", exit_code=EXIT_WRONG_REQUEST)
+    candidates = [run.log(attempt or numbers[-1])] if numbers else _raw_logs(run)
+    return next((path for path in candidates if path.is_file() and path.stat().st_size), None)
+
+
+def wait_for_log(run: RunDir, attempt: int | None = None) -> Path | None:
+    """The same, once there is one; None where the run ended without."""
+    while True:
+        ended = not state_of(run).is_open
+        path = log_file(run, attempt)
+        if path is not None or ended:
+            return path
+        time.sleep(_POLL_S)
+
+
+def tail(path: Path, num_lines: int) -> tuple[str, int]:
+    """The last lines of a file, and where it ended, in bytes."""
+    try:
+        with path.open("rb") as file:
+            lines = deque(file, maxlen=num_lines)
+            return b"".join(lines).decode(errors="replace"), file.tell()
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def follow(run: RunDir, path: Path, offset: int) -> Iterator[str]:
+    """What is appended to ``path`` after ``offset``, until the run has ended."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    while True:
+        ended = not state_of(run).is_open  # asked before reading: the last words come before the end
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read()
+        offset += len(data)
+        if data:
+            yield decoder.decode(data)
+        elif ended:
+            return
+        else:
+            time.sleep(_POLL_S)
+
+
+def _raw_logs(run: RunDir) -> list[Path]:
+    """What was printed before there was an attempt: by the job, else by the starter that could not start it."""
+    root = run.path.parents[2]
+    ledger, job = find_job(root, run.run_id)
+    if ledger is None or job is None:
+        return []
+    folder = submission_folder(ledger_path(root, ledger.campaign))
+    raw = [folder / f"{job.job_id}_0_log.{stream}" for stream in ("err", "out")] if job.job_id else []
+    return [*raw, folder / "starter.log"]

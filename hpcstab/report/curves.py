@@ -1,0 +1,220 @@
+"""Curves of all seeds together: one thin line a run, a cross with its step where a run went non-finite."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+from numpy.typing import NDArray
+
+from hpcstab.report.outcome import Outcome, baselines
+from hpcstab.report.sections import Section
+from hpcstab.report.style import FAINT, Look, figure_text, looks
+
+Values = NDArray[np.float64]
+MAX_BUCKETS = 1200
+_FEW_STEPS = 150
+_LEGEND_CHARACTERS = 150
+_ZOOM_BELOW = 0.3
+"""A second panel shows the first steps where all failures lie in this part of the run."""
+
+
+def draw_steps(section: Section, figure: Figure, column: str, label: str) -> None:
+    """A column of metrics.csv by step on a log axis; with a panel of the first steps where runs died early."""
+    zoom = _zoom_end(section)
+    panels = [figure.subplots()] if zoom is None else list(figure.subplots(1, 2, width_ratios=[2, 3], sharey=True))
+    ends = [section.horizon] if zoom is None else [zoom, section.horizon]
+    for axes, end in zip(panels, ends, strict=True):
+        for outcome in section.outcomes:
+            _draw_run(axes, outcome, column, end, looks(section.groups)[outcome.run.label])
+        _scale_y(axes)
+        axes.set_xlim(-0.015 * end, end * 1.02)
+        axes.set_xlabel("step" if end == section.horizon else f"step, the first {end:,}")
+    panels[0].set_ylabel(label)
+    _name_crosses(panels[0], section, column)
+    _legend(figure, section)
+
+
+def draw_metric(section: Section, figure: Figure, label: str) -> None:
+    """The primary metric by evaluation, its baselines as horizontal lines, and a rail for the dead."""
+    axes = figure.subplots()
+    name = section.compare.primary
+    for outcome in section.outcomes:
+        look = looks(section.groups)[outcome.run.label]
+        if name in outcome.run.evals:
+            evals = outcome.run.evals[outcome.run.evals["step"] <= section.horizon]
+            order = 3 if outcome.failed_step is None else 4
+            axes.plot(evals["step"], _finite(evals[name]), **_line(look), marker="o", markersize=3.2, zorder=order)
+    _draw_baselines(axes, section)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low - 0.14 * (high - low), high + 0.06 * (high - low))
+    axes.set_xlim(-0.015 * section.horizon, section.horizon * 1.02)
+    axes.set_xlabel("step")
+    axes.set_ylabel(figure_text(label))
+    _draw_rail(axes, section)
+    _legend(figure, section)
+
+
+def _draw_rail(axes: Axes, section: Section) -> None:
+    """Below all curves: a cross a step at which runs died, whatever they had scored before."""
+    steps = sorted({outcome.failed_step for outcome in section.outcomes if outcome.failed_step is not None})
+    if not steps:
+        return
+    axes.add_patch(Rectangle((0, 0), 1, 0.085, transform=axes.transAxes, color="#f1f1f1", zorder=0))
+    axes.text(0.995, 0.042, "died", transform=axes.transAxes, color=FAINT, ha="right", va="center")
+    for step in steps:
+        dead = [outcome for outcome in section.outcomes if outcome.failed_step == step]
+        look = looks(section.groups)[dead[0].run.label]
+        _cross_on_rail(axes, step, look, 0.042)
+        text = f"{step:,} ({len(dead)} runs)" if len(dead) > 1 else f"{step:,}"
+        place: dict[str, Any] = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
+        axes.annotate(text, (step, 0.042), xytext=(7, 0), va="center", **place, **_step_text(look.colour))
+
+
+def thin(steps: Values, values: Values, buckets: int = MAX_BUCKETS) -> tuple[Values, Values]:
+    """At most two points a bucket, its minimum and maximum, so that no spike is lost; gaps stay gaps."""
+    if len(steps) <= 2 * buckets:
+        return steps, values
+    kept = []
+    for part in np.array_split(np.arange(len(steps)), buckets):
+        finite = part[np.isfinite(values[part])]
+        if len(finite):
+            kept += sorted({finite[np.argmin(values[finite])], finite[np.argmax(values[finite])]})
+        if len(finite) < len(part):
+            kept.append(part[~np.isfinite(values[part])][0])
+    chosen = np.array(sorted(set(kept)))
+    return steps[chosen], values[chosen]
+
+
+def _draw_run(axes: Axes, outcome: Outcome, column: str, end: int, look: Look) -> None:
+    """Every step; where there are many, faintly, under the running median."""
+    history = outcome.run.history
+    shown = history[history["step"] < end]
+    all_steps, all_values = shown["step"].to_numpy(dtype=float), _finite(shown[column])
+    steps, values = thin(all_steps, all_values)
+    window = median_window(end)
+    order = 3 if outcome.failed_step is None else 4
+    if window > 1:
+        axes.plot(steps, values, **(_line(look) | {"alpha": 0.22, "linewidth": 0.7, "linestyle": "solid"}))
+        smooth = pd.Series(all_values).rolling(window, min_periods=1, center=True).median().to_numpy()
+        steps, values = thin(all_steps, np.where(np.isfinite(all_values), smooth, np.nan))
+    axes.plot(steps, values, **_line(look), zorder=order)
+    if outcome.failed_step is not None and outcome.failed_step <= end:
+        at = _last_finite_before(outcome, column)
+        if at is None:
+            _cross_on_rail(axes, outcome.failed_step, look, 0.96)
+        else:
+            axes.plot([outcome.failed_step], [at], **_cross(look))
+
+
+def median_window(num_steps: int) -> int:
+    """Steps of the running median: 1 (none) where every step can be seen by itself."""
+    return 1 if num_steps <= _FEW_STEPS else 2 * (num_steps // 100) + 1
+
+
+def _name_crosses(axes: Axes, section: Section, column: str) -> None:
+    """The step beside each cross; runs that died at the same step share one number."""
+    for step in sorted({outcome.failed_step for outcome in section.outcomes if outcome.failed_step is not None}):
+        dead = [outcome for outcome in section.outcomes if outcome.failed_step == step]
+        heights = [at for outcome in dead if (at := _last_finite_before(outcome, column)) is not None]
+        colour = looks(section.groups)[dead[0].run.label].colour
+        times = f" ({len(dead)} runs)" if len(dead) > 1 else ""
+        offset: dict[str, Any] = {"textcoords": "offset points", **_step_text(colour)}
+        text = f"{step:,}{times}"
+        if heights:
+            axes.annotate(text, (step, max(heights)), xytext=(5, 5), **offset)
+        else:
+            axes.annotate(text, (step, 0.96), xycoords=axes.get_xaxis_transform(), xytext=(6, -3), **offset)
+
+
+def _last_finite_before(outcome: Outcome, column: str) -> float | None:
+    history = outcome.run.history
+    before = history[history["step"] < outcome.failed_step][column].to_numpy(dtype=float)
+    finite = before[np.isfinite(before)]
+    return float(finite[-1]) if len(finite) else None
+
+
+def _zoom_end(section: Section) -> int | None:
+    failures = [outcome.failed_step for outcome in section.outcomes if outcome.failed_step is not None]
+    if not failures or max(failures) >= _ZOOM_BELOW * section.horizon:
+        return None
+    return min(section.horizon, round(1.4 * max(failures)) + 5)
+
+
+def _scale_y(axes: Axes) -> None:
+    """Log; symmetric log where a curve is not positive throughout."""
+    values = [np.asarray(line.get_ydata(), dtype=float) for line in axes.get_lines()]
+    finite = np.concatenate([array[np.isfinite(array)] for array in values] or [np.array([])])
+    if len(finite) and finite.min() <= 0:
+        axes.set_yscale("symlog", linthresh=max(float(np.abs(finite).max()) * 1e-3, 1e-12))
+    elif len(finite):
+        axes.set_yscale("log")
+
+
+def _draw_baselines(axes: Axes, section: Section) -> None:
+    """One line a baseline at the median over seeds: each seed has its own held-out data."""
+    styles: dict[str, Any] = {"floor": (0, (2, 2)), "reference": (0, (7, 2, 1.5, 2))}
+    drawn = []
+    for role, style in styles.items():
+        scores: dict[str, list[float]] = {}
+        for run in section.runs:
+            for name, found in baselines(run, role).items():
+                if section.compare.primary in found:
+                    scores.setdefault(name, []).append(found[section.compare.primary])
+        for name, values in scores.items():
+            height = median(values)
+            axes.axhline(height, color=FAINT, linewidth=1.1, linestyle=style, zorder=1)
+            drawn.append((height, figure_text(f"{role}: {name.replace('_', ' ')} {height:.{section.decimals}f}")))
+    for height, text in drawn:
+        axes.annotate(
+            text, (0.01, height), xycoords=axes.get_yaxis_transform(), xytext=(0, 2), textcoords="offset points",
+            fontsize=8, color=FAINT,
+        )  # fmt: skip
+
+
+def _legend(figure: Figure, section: Section) -> None:
+    handles = []
+    for group in section.groups:
+        look = looks(section.groups)[group.label]
+        text = f"{figure_text(group.label)} ({len(group.finite)} of {len(group.runs)} finite at the end)"
+        handles.append(Line2D([], [], color=look.colour, linestyle=look.line, linewidth=1.8, label=text))
+    if any(group.failed for group in section.groups):
+        cross: dict[str, Any] = {"marker": "x", "linestyle": "none", "markersize": 7, "markeredgewidth": 2}
+        handles.append(Line2D([], [], color=FAINT, label="first failure", **cross))
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    ncols = min(len(handles), max(1, _LEGEND_CHARACTERS // (longest + 6)))
+    figure.legend(handles=handles, loc="outside upper left", ncols=ncols, handlelength=2.4, columnspacing=1.4)
+
+
+def _step_text(colour: str) -> dict[str, Any]:
+    return {
+        "fontsize": 8.5, "color": colour, "fontweight": "bold", "zorder": 6,
+        "path_effects": [withStroke(linewidth=2.5, foreground="white")],
+    }  # fmt: skip
+
+
+def _cross_on_rail(axes: Axes, step: int, look: Look, height: float) -> None:
+    axes.plot([step], [height], transform=axes.get_xaxis_transform(), clip_on=False, **_cross(look))
+
+
+def _cross(look: Look) -> dict[str, Any]:
+    return {
+        "marker": "x", "color": look.colour, "markersize": 8, "markeredgewidth": 2.2, "linestyle": "none", "zorder": 5,
+    }  # fmt: skip
+
+
+def _line(look: Look) -> dict[str, Any]:
+    return {"color": look.colour, "linestyle": look.line, "linewidth": 1.0, "alpha": 0.9}
+
+
+def _finite(column: Any) -> Values:
+    """Values with a gap where one is not finite: the cross says what a line cannot."""
+    values = np.asarray(column, dtype=float)
+    return np.where(np.isfinite(values), values, np.nan)

@@ -1,0 +1,86 @@
+"""One lane a run: from its first step to its failure or the horizon, and how many are left at which step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from hpcstab.report.outcome import Outcome
+from hpcstab.report.sections import Group, Section
+from hpcstab.report.style import FAINT, figure_text, looks
+
+_LANE_IN = 0.23
+_TABLE_AT = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def draw_lanes(section: Section, figure: Figure) -> None:
+    """The lanes above, the number of runs still finite below, on one axis of steps."""
+    outcomes = section.outcomes
+    table_in = 0.21 * (len(section.groups) + 1)
+    lanes_in = _LANE_IN * (len(outcomes) + 1)
+    figure.set_size_inches(9.0, lanes_in + table_in + 0.75)
+    lanes, table = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [lanes_in, table_in]})
+    for position, outcome in enumerate(outcomes):
+        look = looks(section.groups)[outcome.run.label]
+        _draw_lane(lanes, position, outcome, section.horizon, look.colour)
+    names = [figure_text(f"{outcome.run.label}  seed {outcome.seed}") for outcome in outcomes]
+    lanes.set_yticks(range(len(outcomes)), names)
+    lanes.set_ylim(len(outcomes) - 0.4, -0.6)
+    lanes.set_xlim(-0.02 * section.horizon, section.horizon * 1.06)
+    lanes.grid(axis="y", visible=False)
+    lanes.tick_params(axis="y", length=0)
+    lanes.tick_params(axis="x", labelbottom=True)
+    lanes.set_xlabel("step")
+    _draw_table(table, section)
+
+
+def still_finite(group: Group, step: int) -> tuple[int, int]:
+    """(runs known to be finite after ``step`` steps, runs of which nothing is known at that step)."""
+    finite = unknown = 0
+    for outcome in group.outcomes:
+        if outcome.failed_step is not None:
+            finite += outcome.failed_step >= step
+        elif outcome.reached or outcome.seen_steps >= max(step, 1):
+            finite += 1
+        else:
+            unknown += 1
+    return finite, unknown
+
+
+def _draw_lane(axes: Axes, position: int, outcome: Outcome, horizon: int, colour: str) -> None:
+    end = outcome.failed_step if outcome.failed_step is not None else outcome.seen_steps
+    axes.plot([0, horizon], [position, position], color="#efefef", linewidth=4, solid_capstyle="round", zorder=1)
+    if end:
+        axes.plot([0, end], [position, position], color=colour, linewidth=4, solid_capstyle="butt", zorder=2)
+    note: dict[str, Any] = {"va": "center", "fontsize": 8.5, "color": colour}
+    if outcome.failed_step is not None:
+        axes.plot([end], [position], marker="x", color=colour, markersize=8, markeredgewidth=2.2, zorder=3)
+        what = "non-finite" if outcome.run.first_nonfinite_step == end else "failed"
+        axes.text(end + 0.015 * horizon, position, f"{what} at step {end:,}", **note)
+    elif outcome.reached:
+        axes.plot([end], [position], marker="|", color=colour, markersize=10, markeredgewidth=2, zorder=3)
+        axes.text(end + 0.01 * horizon, position, "finite", **note)
+    else:
+        state = outcome.run.state if outcome.seen_steps else f"{outcome.run.state}, no step recorded"
+        axes.text(end + 0.015 * horizon, position, figure_text(f"? {state}"), **(note | {"color": FAINT}))
+
+
+def _draw_table(axes: Axes, section: Section) -> None:
+    """Counts under the axis, as under a survival curve."""
+    axes.set_axis_off()
+    rows = len(section.groups)
+    steps = [round(part * section.horizon) for part in _TABLE_AT]
+    beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "center"}
+    axes.text(-0.008, 0.0, "still finite at", color=FAINT, **beside)
+    for step in steps:
+        axes.text(step, 0.0, f"{step:,}", ha="center", va="center", color=FAINT, fontsize=8.5)
+    for row, group in enumerate(section.groups, start=1):
+        colour = looks(section.groups)[group.label].colour
+        axes.text(-0.008, row, figure_text(group.label), color=colour, **beside)
+        for step in steps:
+            finite, unknown = still_finite(group, step)
+            text = f"{finite}/{len(group.runs)}" + (f" ({unknown}?)" if unknown else "")
+            axes.text(step, row, text, ha="center", va="center", color=colour, fontsize=8.5)
+    axes.set_ylim(rows + 0.5, -0.6)
