@@ -16,7 +16,7 @@ from typing import NoReturn
 import typer
 
 from hpcstab import __version__
-from hpcstab.cli import data, listing, report, show, train
+from hpcstab.cli import cancel, clusters, data, listing, logs, report, show, status, submit, train
 from hpcstab.errors import EXIT_NO_ANSWER, EXIT_OUR_BUG, EXIT_WRONG_REQUEST, HpcstabError
 
 app = typer.Typer(
@@ -45,6 +45,11 @@ app.command("list")(listing.list_models)
 app.command("show")(show.show)
 app.add_typer(data.app, name="data")
 app.command("train")(train.train)
+app.command("submit")(submit.submit)
+app.command("status")(status.status)
+app.command("logs")(logs.logs)
+app.command("cancel")(cancel.cancel)
+app.add_typer(clusters.app, name="clusters")
 app.command("report")(report.report)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from hpcstab.errors import HpcstabError, RunError
 from hpcstab.launch.ledger import Job, Ledger, find_job, ledger_path, read_ledger, read_ledgers
-from hpcstab.launch.state import OPEN, Answer, Evidence, State, answer, collect, number
+from hpcstab.launch.state import OPEN, RESULTS, Answer, Evidence, State, answer, collect, number
 from hpcstab.rundir import RunDir, find_runs, read_json
 
 _SEED = re.compile(r"_s(\d+)_[0-9a-f]{8}$")
@@ -46,6 +46,11 @@ class RunState:
     def is_open(self) -> bool:
         """Not known to have ended."""
         return self.state in OPEN
+
+    @property
+    def is_result(self) -> bool:
+        """The training ended as trainings end; diverged is a result."""
+        return self.state in RESULTS
 
     def as_json(self) -> dict[str, Any]:
         """For programs; what is not finite is spelled as text, as in status.json."""

@@ -43,7 +43,7 @@ def _answer(claim: Claim, section: Section, rows: Sequence[Row]) -> ClaimAnswer:
     verdicts = _verdicts(claim, own, _rows_of(other, rows))
     if claim.below_variant:
         measured += f" against {_measured(claim, _rows_of(other, rows))}"
-    return _as_answer(claim, measured, *_conclude(verdicts, own))
+    return _as_answer(claim, measured, *_conclude(claim, verdicts, own))
 
 
 def _obstacle(claim: Claim, section: Section, group: Group | None, other: Group | None, own: Sequence[Row]) -> str:
@@ -72,7 +72,7 @@ def _verdicts(claim: Claim, own: Sequence[Row], others: Sequence[Row]) -> list[b
     return verdicts
 
 
-def _conclude(verdicts: Sequence[bool | None], own: Sequence[Row]) -> tuple[Answer, str]:
+def _conclude(claim: Claim, verdicts: Sequence[bool | None], own: Sequence[Row]) -> tuple[Answer, str]:
     """Refuted by one run that contradicts; held only if all runs are there and agree."""
     held, n = sum(verdict is True for verdict in verdicts), len(verdicts)
     if any(verdict is False for verdict in verdicts):
@@ -80,7 +80,7 @@ def _conclude(verdicts: Sequence[bool | None], own: Sequence[Row]) -> tuple[Answ
     missing = [row for verdict, row in zip(verdicts, own, strict=True) if verdict is None]
     if missing:
         states = ", ".join(dict.fromkeys(str(row["state"]) for row in missing))
-        return "not testable", f"{len(missing)} of {n} runs have no final value ({states}); held in {held}"
+        return "not testable", f"{len(missing)} of {n} runs have no final {claim.metric} ({states}); held in {held}"
     return "held", f"in {held} of {n}"
 
 

@@ -67,7 +67,7 @@ def _draw_rail(axes: Axes, section: Section) -> None:
     steps = sorted({outcome.failed_step for outcome in section.outcomes if outcome.failed_step is not None})
     if not steps:
         return
-    axes.add_patch(Rectangle((0, 0), 1, 0.085, transform=axes.transAxes, color="#f1f1f1", zorder=0))
+    axes.add_patch(Rectangle((0, 0), 1, 0.085, transform=axes.transAxes, color="#e9e9e9", zorder=0))
     axes.text(0.995, 0.042, "died", transform=axes.transAxes, color=FAINT, ha="right", va="center")
     for step in steps:
         dead = [outcome for outcome in section.outcomes if outcome.failed_step == step]
@@ -183,7 +183,7 @@ def _legend(figure: Figure, section: Section) -> None:
     handles = []
     for group in section.groups:
         look = looks(section.groups)[group.label]
-        text = f"{figure_text(group.label)} ({len(group.finite)} of {len(group.runs)} finite at the end)"
+        text = f"{figure_text(group.label)}: {len(group.finite)} of {len(group.runs)} finite"
         handles.append(Line2D([], [], color=look.colour, linestyle=look.line, linewidth=1.8, label=text))
     if any(group.failed for group in section.groups):
         cross: dict[str, Any] = {"marker": "x", "linestyle": "none", "markersize": 7, "markeredgewidth": 2}

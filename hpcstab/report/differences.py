@@ -66,9 +66,9 @@ def declared_flaws(section: Section) -> list[str]:
                 )
         data = group.runs[0].config.get("data", {})
         if data.get("faults"):
-            lines.append(f"{group.label} has declared data faults: {show_value(data['faults'])}")
+            lines.append(f"Declared data faults in {group.label}: {show_value(data['faults'])}")
         if data.get("normalize") == "none":
-            lines.append(f"{group.label} trains on data that are not normalised, as declared")
+            lines.append(f"As declared, {group.label} trains on data that are not normalised")
     return lines
 
 

@@ -68,11 +68,16 @@ def _identity(run: LoadedRun, section: Section) -> Row:
         "horizon_steps": section.horizon,
         "planned_steps": run.planned_steps,
         "steps": run.steps,
+        "steps_without_tensorboard": run.steps if _had_event(run, "tensorboard_absent") else None,
         "samples_seen": samples_seen(run),
         "declared": declared_digest(run.identity),
         "signature": run.identity.get("signature"),
         "code_digest": run.identity.get("code_digest"),
     }
+
+
+def _had_event(run: LoadedRun, kind: str) -> bool:
+    return any(event["kind"] == kind for event in run.events)
 
 
 def samples_seen(run: LoadedRun, horizon: int | None = None) -> int | None:
@@ -101,7 +106,7 @@ def _survival(outcome: Outcome) -> Row:
 def _losses(run: LoadedRun) -> Row:
     """A loss or norm that was once non-finite stays so in its median and maximum: it is not skipped."""
     if not run.steps:
-        return dict.fromkeys(("loss_first", "loss_last", "loss_change", "grad_norm_first", "max_grad_norm"))
+        return dict.fromkeys(("loss_first", "loss_last", "loss_change", "grad_norm_first", "max_grad_norm", "max_finite_grad_norm"))
     losses = run.history["loss"].to_numpy(dtype=float)
     norms = run.history["grad_norm"].to_numpy(dtype=float)
     tenth = max(1, len(losses) // 10)
@@ -113,6 +118,7 @@ def _losses(run: LoadedRun) -> Row:
         "loss_change": math.nan if not np.isfinite(losses).all() else change,
         "grad_norm_first": float(norms[0]),
         "max_grad_norm": float(np.max(norms)),
+        "max_finite_grad_norm": float(np.max(norms[np.isfinite(norms)], initial=-math.inf)),
         **_shares(run),
     }
 

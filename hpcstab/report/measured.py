@@ -9,6 +9,7 @@ from hpcstab.report.differences import show_value
 from hpcstab.report.facts import device_of, samples_seen
 from hpcstab.report.load import LoadedRun, printable
 from hpcstab.report.sections import Group, Section
+from hpcstab.report.tables import DAGGER
 
 
 def how_measured(section: Section) -> list[tuple[str, str]]:
@@ -41,7 +42,7 @@ def definitions(section: Section) -> list[str]:
         f"Diverged: {_distinct(section.runs, _budget)} steps in a row with a non-finite loss, parameters found non-finite, or "
         "an evaluation without one valid batch. Every run is counted, whatever became of it.",
         "A value at the horizon is the last evaluation at or before it, on held-out data. A run that died has none: "
-        "what it scored before its death stands under best only. An evaluation with invalid batches counts as NaN.",
+        f"what it scored before its death stands under best, with {DAGGER}. An evaluation with invalid batches counts as NaN.",
         f"Still rising: the last evaluation is the best, by more than {section.compare.margin / 4:g}{unit} "
         "(a quarter of the margin) above all of the first two thirds of the run.",
         "Several values stand in the order of the seeds; x [y, z] is median [smallest, largest].",

@@ -13,6 +13,7 @@ from hpcstab.report.differences import ConfigDifference, Setter
 from hpcstab.report.outcome import Outcome, baselines
 from hpcstab.report.sections import Group, Section
 
+DAGGER = "†"
 MAX_LISTED = 5
 """Up to so many runs their values are all listed; beyond, median [min, max]."""
 
@@ -116,7 +117,7 @@ def _variant_row(group: Group, section: Section) -> tuple[str, ...]:
         f"{sum(run.diverged for run in group.runs)} of {n}",
         _steps_text(group),
         _values_text([_final_cell(outcome) for outcome in group.outcomes], section),
-        _values_text([outcome.best for outcome in group.outcomes], section),
+        _best_text(group, section),
         f"{sum(rising)} of {n}" if rising else "–",
         _count_text(group, "outcome"),
         _count_text(group, "num_masked"),
@@ -140,6 +141,14 @@ def _final_cell(outcome: Outcome) -> float | str | None:
     if outcome.run.diverged and outcome.failed_step is not None:
         return "died"
     return outcome.final if outcome.final is not None else outcome.run.state
+
+
+def _best_text(group: Group, section: Section) -> str:
+    """Best scores; a dagger where the run died afterwards."""
+    if len(group.runs) > MAX_LISTED:
+        return _values_text([outcome.best for outcome in group.outcomes], section)
+    texts = [_number_text(o.best, section.decimals) + DAGGER * (o.run.diverged and o.best is not None) for o in group.outcomes]
+    return ", ".join(texts)
 
 
 def _values_text(cells: Sequence[float | str | None], section: Section) -> str:

@@ -30,7 +30,7 @@ def certainty_notes(section: Section, pairings: Sequence[Pairing]) -> list[str]:
         *declared_flaws(section),
         *_record_notes(section),
     ]
-    return [note[:1].upper() + note[1:] + "." for note in notes]
+    return [f"{note}." for note in notes]
 
 
 def group_clause(group: Group, section: Section) -> str:
@@ -115,29 +115,29 @@ def _short(pairing: Pairing) -> str:
 
 
 def _survival_notes(section: Section) -> list[str]:
-    notes = []
+    """What n runs without a failure still allow."""
+    whole: dict[int, list[str]] = {}
     for group in section.groups:
-        if not group.failed and group.finite and not group.undecided:
-            n = len(group.runs)
-            bound = failure_rate_bound(n)
-            notes.append(
-                f"{group.label}: 0 of {n} failing still allows a failure rate of up to {bound:.0%} (95 %, one-sided)"
-            )
-    return notes
+        if len(group.finite) == len(group.runs):
+            whole.setdefault(len(group.runs), []).append(group.label)
+    return [
+        f"No failure in {n} run{'s' * (n > 1)} ({', '.join(labels)}) still allows a failure rate of up to"
+        f" {failure_rate_bound(n):.0%} (exact upper 95 % bound, one-sided)"
+        for n, labels in whole.items()
+    ]
 
 
 def _pairing_notes(pairings: Sequence[Pairing]) -> list[str]:
-    sizes = sorted({len(pairing.scores) for pairing in pairings})
-    notes = [
-        f"with {n} pairs the smallest two-sided p of a sign test is {smallest_p(n):.2g}" for n in sizes if n > 0
-    ]
+    sizes = sorted({len(pairing.scores) for pairing in pairings} - {0})
+    notes = [f"With {n} pair{'s' * (n > 1)} the smallest p of a two-sided sign test is {smallest_p(n):.2g}" for n in sizes]
     notes += [
-        f"{pairing.first} against {pairing.second}: seeds {', '.join(map(str, pairing.unpaired))} have no partner and are in no pair"
+        f"Seeds without a partner in {pairing.first} against {pairing.second}, in no pair:"
+        f" {', '.join(map(str, pairing.unpaired))}"
         for pairing in pairings
         if pairing.unpaired
     ]
-    if len(pairings) > 1 and any(smallest_p(n) < ALPHA for n in sizes if n > 0):
-        notes.append(f"the p values are not corrected for the {len(pairings)} comparisons")
+    if len(pairings) > 1 and any(smallest_p(n) < ALPHA for n in sizes):
+        notes.append(f"The p values are not corrected for the {len(pairings)} comparisons")
     return notes
 
 
@@ -148,44 +148,45 @@ def _fairness_notes(section: Section) -> list[str]:
     if batches:
         sizes = ", ".join(f"{group.label} {size}" for group, size in zip(section.groups, batches, strict=True))
         notes.append(
-            f"steps are counted, not samples: the batch sizes differ ({sizes}), so that at one step the variants"
+            f"Steps are counted, not samples: the batch sizes differ ({sizes}), so that at one step the variants"
             " have seen different numbers of samples"
         )
-    for index, group in enumerate(section.groups):
-        changed = [d.key for d in differences if d.values[index] != d.values[0] and not _is_upkeep(d, index)]
-        if index and section.groups[0].variant == "before" and len(changed) > 1:
+    if section.groups[0].variant == "before":
+        changed = [sum(_changes(d, index) for d in differences) for index in range(len(section.groups))]
+        many = [f"{group.label} {n}" for group, n in zip(section.groups, changed, strict=True) if n > 1]
+        if many:
             notes.append(
-                f"{group.label} differs from before in {len(changed)} keys at once: this comparison cannot say which of them mattered"
+                f"Several keys differ from {section.groups[0].label} at once ({', '.join(many)}):"
+                " these comparisons cannot say which of them mattered"
             )
-    data = [d.key for d in differences if d.key.startswith("data.") and d.key not in _PLAIN_BATCH_KEYS]
     weights = [d.key for d in differences if d.key.startswith("losses.")]
     if weights:
-        notes.append(f"{', '.join(weights)} differ, so that the losses of the variants are different quantities")
+        notes.append(f"The variants minimise different losses ({', '.join(weights)}): their loss curves are different quantities")
+    data = [d.key for d in differences if d.key.startswith("data.") and d.key not in _PLAIN_BATCH_KEYS]
     if data:
-        notes.append(f"the variants differ in {', '.join(data)}: their figures are not measured on the same data")
+        notes.append(f"The variants differ in {', '.join(data)}: their figures are not measured on the same data")
     return notes
 
 
 def _record_notes(section: Section) -> list[str]:
     runs, notes = section.runs, []
     if len({run.identity.get("code_digest") for run in runs}) > 1:
-        notes.append("the runs were made by different states of the code")
+        notes.append("The runs were made by different states of the code")
     if len({declared_digest(run.identity) for run in runs}) > 1:
-        notes.append("the claims were edited between the runs; those of the newest run are answered")
+        notes.append("The claims were edited between the runs; those of the newest run are answered")
     repeated = [group.label for group in section.groups if len(group.runs) > len(group.seeds)]
     if repeated:
         notes.append(
-            f"{', '.join(repeated)} ran some seeds more than once: every run is counted, and a seed enters a pair as the mean over its runs"
+            f"Some seeds ran more than once ({', '.join(repeated)}): every run is counted, and a seed enters a pair"
+            " as the mean over its runs"
         )
-    for run in runs:
-        if run.problems:
-            notes.append(f"{run.run_id}: {'; '.join(run.problems)}")
-    return notes
+    return notes + [f"Not readable in {run.run_id}: {'; '.join(run.problems)}" for run in runs if run.problems]
 
 
-def _is_upkeep(difference: ConfigDifference, index: int) -> bool:
+def _changes(difference: ConfigDifference, index: int) -> bool:
+    """Does the group differ from the first one in this key, and not only by upkeep?"""
     setter = difference.setters[index]
-    return setter is not None and setter.kind == "upkeep"
+    return difference.values[index] != difference.values[0] and not (setter and setter.kind == "upkeep")
 
 
 def _gain_text(gains: Sequence[float], section: Section) -> str:

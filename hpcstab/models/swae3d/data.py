@@ -72,7 +72,7 @@ class FunctionVolumes:
     def restore(self, blocks: Tensor) -> Volume:
         """The volume (R, R, R) in its own unit from its scaled blocks (N, 1, b, b, b)."""
         low, high = self.training_range
-        scaled = from_blocks(blocks.float().cpu().numpy(), self._data.resolution)
+        scaled = from_blocks(blocks.detach().float().cpu().numpy(), self._data.resolution)
         return (scaled + 1.0) * ((high - low) / 2.0) + low
 
 

@@ -1,0 +1,217 @@
+"""``hpcstab status``: what every run is doing, who says so, and how long ago."""
+
+from __future__ import annotations
+
+import math
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TextIO
+
+import typer
+
+from hpcstab.cli.options import DEFAULT_ROOT, AsJson, Root
+from hpcstab.cli.terminal import print_json, print_table
+from hpcstab.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from hpcstab.launch.queue import RunState
+
+COLUMNS = ("run", "state", "step", "loss", "grad norm", "metric", "to go", "attempt", "node", "seen", "detail")
+_POLL_S = 0.5
+_LINE_EVERY_S = 10.0
+
+
+def status(
+    campaign: Annotated[str | None, typer.Argument(metavar="[CAMPAIGN]", help="Only this campaign.")] = None,
+    watch: Annotated[
+        float | None, typer.Option("--watch", min=0.2, metavar="SECONDS", help="Again every so many seconds.")
+    ] = None,
+    root: Root = DEFAULT_ROOT,
+    as_json: AsJson = False,
+) -> None:
+    """What every run is doing: its state, who says so and how long ago, and its last figures."""
+    if watch is not None and as_json:
+        raise ConfigError("--watch and --json exclude each other")
+    if watch is not None:
+        _watch(campaign, root, watch)
+        return
+    states, problems = _read(campaign, root)
+    if as_json:
+        print_json([state.as_json() for state in states])
+    else:
+        print_states(states, root)
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise RunError(problems[0] + more)
+
+
+def print_states(states: Sequence[RunState], root: Path) -> None:
+    """The table and one line that sums it up."""
+    if not states:
+        print(f"no runs under '{root}'; `hpcstab submit MODEL` makes some")
+    elif sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().print(table_of(states, lambda state: state.run_id))
+    else:
+        print_table(COLUMNS, [cells(state, state.run_id) for state in states])
+        print(summary(states))
+
+
+def cells(state: RunState, name: str) -> tuple[str, ...]:
+    """A run as a row of the table; ``name`` is its first cell."""
+    return (
+        name,
+        state.state,
+        _step(state),
+        _figure(state.loss),
+        _figure(state.grad_norm),
+        _metric(state),
+        "" if state.eta_s is None else duration(state.eta_s),
+        "" if state.attempt is None else str(state.attempt),
+        state.node or "",
+        f"{duration(state.age_s)} ago, {state.source}",
+        state.detail or "",
+    )
+
+
+def one_line(state: RunState) -> str:
+    """A run for a log: ``before s0  running 120/400  loss 0.31  psnr 12.3 dB  40 s to go``."""
+    parts = [
+        short_name(state),
+        " ".join(part for part in (state.state, _step(state)) if part),
+        f"loss {_figure(state.loss)}" if state.loss is not None else "",
+        _metric(state),
+        f"{duration(state.eta_s)} to go" if state.eta_s is not None else "",
+        state.detail or "",
+    ]
+    return "  ".join(part for part in parts if part)
+
+
+def short_name(state: RunState) -> str:
+    """The run within its campaign: ``before s0``."""
+    return f"{state.variant} s{state.seed}"
+
+
+def summary(states: Sequence[RunState]) -> str:
+    """``9 runs: 2 running, 4 queued, 3 completed``."""
+    counts = Counter(state.state for state in states)
+    return f"{len(states)} runs: " + ", ".join(f"{count} {name}" for name, count in counts.items())
+
+
+def duration(seconds: float) -> str:
+    """``40 s``, ``12 min``, ``3.5 h`` or ``2.1 d``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 100 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 100 * 3600 else f"{seconds / 86400:.1f} d"
+
+
+def table_of(states: Sequence[RunState], name: Callable[[RunState], str]) -> Table:
+    """The table for a terminal, without the columns that tell nothing: it has to fit."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = [cells(state, name(state)) for state in states]
+    dull = {"attempt": {"", "1"}, "node": {"", socket.gethostname()}}
+    shown = [
+        index
+        for index, column in enumerate(COLUMNS)
+        if any(row[index] not in dull.get(column, {""}) for row in rows) or column in ("run", "state")
+    ]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=summary(states), caption_justify="left")
+    for index in shown:
+        table.add_column(COLUMNS[index], overflow="fold", no_wrap=COLUMNS[index] not in ("run", "detail"))
+    for row in rows:
+        table.add_row(*(Text(row[index]) for index in shown))
+    return table
+
+
+def follow_campaign(root: Path, campaign: str, stream: TextIO, patience_s: float = math.inf) -> list[RunState]:
+    """Show the progress of a campaign until all its runs have ended, or the patience has.
+
+    One table drawn again and again on a terminal, else a line for each change.
+    """
+    from rich.console import Console
+    from rich.live import Live
+
+    deadline = time.monotonic() + patience_s
+    lines = _ChangeLines(stream)
+    with Live(console=Console(file=stream), auto_refresh=False) if stream.isatty() else nullcontext() as live:
+        while True:
+            states, _ = _read(campaign, root)
+            if live is not None:
+                live.update(table_of(states, short_name), refresh=True)
+            else:
+                lines.show(states)
+            if not any(state.is_open for state in states) or time.monotonic() > deadline:
+                return states
+            time.sleep(_POLL_S)
+
+
+class _ChangeLines:
+    """Prints a run where its state or its last evaluation changed, and else its step every some seconds."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._shown: dict[str, tuple[RunState, float]] = {}
+
+    def show(self, states: Sequence[RunState]) -> None:
+        now = time.monotonic()
+        for state in states:
+            before, at = self._shown.get(state.run_id, (None, -math.inf))
+            stepped = before is not None and before.step != state.step and now - at >= _LINE_EVERY_S
+            if before is None or stepped or (before.state, before.value) != (state.state, state.value):
+                self._shown[state.run_id] = state, now
+                print(one_line(state), file=self._stream, flush=True)
+
+
+def _read(campaign: str | None, root: Path) -> tuple[list[RunState], list[str]]:
+    """The rows, and what could not be read."""
+    from hpcstab.launch.ledger import read_ledgers
+    from hpcstab.launch.queue import run_states
+
+    states = run_states(root, campaign)
+    unreadable = [] if campaign else read_ledgers(root)[1]
+    return states, [*unreadable, *(state.problem for state in states if state.problem)]
+
+
+def _watch(campaign: str | None, root: Path, seconds: float) -> None:
+    from rich.live import Live
+
+    try:
+        if not sys.stdout.isatty():
+            while True:
+                print_states(_read(campaign, root)[0], root)
+                time.sleep(seconds)
+        with Live(auto_refresh=False) as live:
+            while True:
+                live.update(table_of(_read(campaign, root)[0], lambda state: state.run_id), refresh=True)
+                time.sleep(seconds)
+    except KeyboardInterrupt:
+        raise typer.Exit from None  # the way to end it
+
+
+def _step(state: RunState) -> str:
+    if state.step is None:
+        return ""
+    return f"{state.step}/{state.total_steps}" if state.total_steps is not None else str(state.step)
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def _metric(state: RunState) -> str:
+    if state.metric is None or state.value is None:
+        return ""
+    return f"{state.metric} {state.value:.1f}" + (f" {state.unit}" if state.unit else "")
