@@ -6,7 +6,6 @@ What a run trains is read back from its folder alone, so that a folder carried e
 from __future__ import annotations
 
 import importlib
-import platform
 import sys
 import time
 import traceback
@@ -102,16 +101,3 @@ def _record_failure(run: RunDir, attempt: int, reason: str) -> None:
         )
     except HpcstabError as error:  # the disk that is full for the run is full for its status as well
         print(f"hpcstab: {error}", file=sys.stderr)
-
-
-def device_facts() -> dict[str, Any]:
-    """What the attempt runs on; loads torch."""
-    import torch
-
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return {
-        "gpus": gpus if torch.cuda.is_available() else [],
-        "cuda": torch.version.cuda,
-        "num_threads": torch.get_num_threads(),
-        "cpu": platform.processor() or platform.machine(),
-    }

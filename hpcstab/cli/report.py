@@ -21,7 +21,7 @@ def report(
     names: Annotated[list[str] | None, typer.Argument(metavar="[MODEL|RUN ...]", show_default=False)] = None,
     all_runs: Annotated[bool, typer.Option("--all", help="All runs, not only those of the newest campaign.")] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", help=f"Folder of the report. Default: {DEFAULT_OUT}/NAME.", show_default=False)
+        Path | None, typer.Option("--out", help="Folder to write to. Default: reports/local/NAME.", show_default=False)
     ] = None,
     root: Root = DEFAULT_ROOT,
     configs: Configs = None,
@@ -58,7 +58,8 @@ def choose_runs(names: list[str], all_runs: bool, root: Path, configs: Path | No
     models = [name for name in names if name in {*models_under(root), *model_names(configs)}]
     runs = [find_run(name, root) for name in names if name not in models]
     folder = f"{'_'.join(dict.fromkeys([*models, *(run.path.parts[-3] for run in runs)])) or 'all'}_{now}"
-    for model in models or ([None] if not names else []):
+    every_model: list[str | None] = [None]
+    for model in models or (every_model if not names else []):
         if all_runs:
             chosen = runs_of_model(root, model)
         else:

@@ -51,7 +51,7 @@ class Resources(_Record):
     threads_per_run: int
     gpus_per_run: int
     devices: list[str] | None
-    time_limit_s: int
+    time_limit_s: float
 
 
 class Ledger(_Record):

@@ -9,8 +9,8 @@ from typing import Literal
 
 from hpcstab.config import Claim
 from hpcstab.report.facts import Row, figure
-from hpcstab.report.load import printable
 from hpcstab.report.sections import Group, Section, newest
+from hpcstab.report.words import NOTHING, printable
 
 Answer = Literal["held", "refuted", "not testable"]
 
@@ -116,7 +116,7 @@ def _as_answer(claim: Claim, measured: str, answer: Answer, reason: str) -> Clai
     else:
         test = f"{claim.variant}: {claim.metric} below that of {claim.below_variant}, same seed"
     says, where, test = (printable(text) for text in (claim.says, claim.where, test))
-    return ClaimAnswer(says, where, test, measured or "–", answer, printable(reason))
+    return ClaimAnswer(says, where, test, measured or NOTHING, answer, printable(reason))
 
 
 def _end(bound: float | None) -> str:
@@ -126,7 +126,7 @@ def _end(bound: float | None) -> str:
 def _measured(claim: Claim, rows: Sequence[Row]) -> str:
     values = [_value(claim.metric, row) for row in rows]
     never = "never" if _is_first_step(claim.metric) else "inf"
-    return ", ".join("–" if v is None else never if v == math.inf else f"{v:.4g}" for v in values)
+    return ", ".join(NOTHING if v is None else never if v == math.inf else f"{v:.4g}" for v in values)
 
 
 def _rows_of(group: Group | None, rows: Sequence[Row]) -> list[Row]:

@@ -152,13 +152,16 @@ _LEVELS = {"finite": _finite, "later_failure": _later_failure, "better_primary":
 
 
 def _both_scored(first: Outcome, second: Outcome) -> bool:
+    """Both reached the horizon with a score on the same data: scores on other data are no contest."""
+    if first.run.data_key != second.run.data_key:
+        return False
     return first.stayed_finite and second.stayed_finite and first.final is not None and second.final is not None
 
 
 def sign_test(wins: int, losses: int) -> float:
     """Two-sided exact sign test: how likely a split at least this uneven is where neither is better."""
     n, larger = wins + losses, max(wins, losses)
-    return min(1.0, 2 * sum(math.comb(n, k) for k in range(larger, n + 1)) / 2**n)
+    return min(1.0, 2 * sum(math.comb(n, k) for k in range(larger, n + 1)) / float(2**n))
 
 
 def smallest_p(num_pairs: int) -> float:
@@ -168,4 +171,4 @@ def smallest_p(num_pairs: int) -> float:
 
 def failure_rate_bound(num_runs: int) -> float:
     """Upper 95 % bound (one-sided, exact) of the failure rate after ``num_runs`` runs without a failure."""
-    return 1.0 - ALPHA ** (1.0 / num_runs)
+    return 1.0 - math.pow(ALPHA, 1.0 / num_runs)

@@ -22,8 +22,9 @@ Values = NDArray[np.float64]
 MAX_BUCKETS = 1200
 _FEW_STEPS = 150
 _LEGEND_CHARACTERS = 150
+_LABEL_SHARE = 0.09
 _ZOOM_BELOW = 0.3
-"""A second panel shows the first steps where all failures lie in this part of the run."""
+"""A second panel shows the first steps where the failures lie in this part of the run."""
 
 
 def draw_steps(section: Section, figure: Figure, column: str, label: str) -> None:
@@ -64,18 +65,17 @@ def draw_metric(section: Section, figure: Figure, label: str) -> None:
 
 def _draw_rail(axes: Axes, section: Section) -> None:
     """Below all curves: a cross a step at which runs died, whatever they had scored before."""
-    steps = sorted({outcome.failed_step for outcome in section.outcomes if outcome.failed_step is not None})
-    if not steps:
+    dead = [outcome for outcome in section.outcomes if outcome.failed_step is not None]
+    if not dead:
         return
     axes.add_patch(Rectangle((0, 0), 1, 0.085, transform=axes.transAxes, color="#e9e9e9", zorder=0))
     axes.text(0.995, 0.042, "died", transform=axes.transAxes, color=FAINT, ha="right", va="center")
-    for step in steps:
-        dead = [outcome for outcome in section.outcomes if outcome.failed_step == step]
-        look = looks(section.groups)[dead[0].run.label]
-        _cross_on_rail(axes, step, look, 0.042)
-        text = f"{step:,} ({len(dead)} runs)" if len(dead) > 1 else f"{step:,}"
+    for outcome in dead:
+        _cross_on_rail(axes, outcome.failed_step or 0, looks(section.groups)[outcome.run.label], 0.042)
+    for step, at_step in _dead_by_step(section, axes.get_xlim()[1]):
         place: dict[str, Any] = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
-        axes.annotate(text, (step, 0.042), xytext=(7, 0), va="center", **place, **_step_text(look.colour))
+        text = _step_text(_colour(at_step[0], section))
+        axes.annotate(_step_and_count(step, at_step), (step, 0.042), xytext=(7, 0), va="center", **place, **text)
 
 
 def thin(steps: Values, values: Values, buckets: int = MAX_BUCKETS) -> tuple[Values, Values]:
@@ -120,18 +120,33 @@ def median_window(num_steps: int) -> int:
 
 
 def _name_crosses(axes: Axes, section: Section, column: str) -> None:
-    """The step beside each cross; runs that died at the same step share one number."""
-    for step in sorted({outcome.failed_step for outcome in section.outcomes if outcome.failed_step is not None}):
-        dead = [outcome for outcome in section.outcomes if outcome.failed_step == step]
+    """The step beside each cross that has room for it; the lanes above name them all."""
+    for step, dead in _dead_by_step(section, axes.get_xlim()[1]):
         heights = [at for outcome in dead if (at := _last_finite_before(outcome, column)) is not None]
-        colour = looks(section.groups)[dead[0].run.label].colour
-        times = f" ({len(dead)} runs)" if len(dead) > 1 else ""
-        offset: dict[str, Any] = {"textcoords": "offset points", **_step_text(colour)}
-        text = f"{step:,}{times}"
+        place: dict[str, Any] = {"textcoords": "offset points", **_step_text(_colour(dead[0], section))}
         if heights:
-            axes.annotate(text, (step, max(heights)), xytext=(5, 5), **offset)
+            axes.annotate(_step_and_count(step, dead), (step, max(heights)), xytext=(5, 5), **place)
         else:
-            axes.annotate(text, (step, 0.96), xycoords=axes.get_xaxis_transform(), xytext=(6, -3), **offset)
+            place["xycoords"] = axes.get_xaxis_transform()
+            axes.annotate(_step_and_count(step, dead), (step, 0.96), xytext=(6, -3), **place)
+
+
+def _dead_by_step(section: Section, axis_end: float) -> list[tuple[int, list[Outcome]]]:
+    """Steps at which runs failed, with these runs; steps too close to the one before are left out."""
+    steps = sorted({outcome.failed_step for outcome in section.outcomes if outcome.failed_step is not None})
+    apart: list[int] = []
+    for step in steps:
+        if step <= axis_end and (not apart or step - apart[-1] > _LABEL_SHARE * axis_end):
+            apart.append(step)
+    return [(step, [outcome for outcome in section.outcomes if outcome.failed_step == step]) for step in apart]
+
+
+def _step_and_count(step: int, dead: list[Outcome]) -> str:
+    return f"{step:,} ({len(dead)} runs)" if len(dead) > 1 else f"{step:,}"
+
+
+def _colour(outcome: Outcome, section: Section) -> str:
+    return looks(section.groups)[outcome.run.label].colour
 
 
 def _last_finite_before(outcome: Outcome, column: str) -> float | None:
@@ -142,10 +157,12 @@ def _last_finite_before(outcome: Outcome, column: str) -> float | None:
 
 
 def _zoom_end(section: Section) -> int | None:
+    """The first steps, where all failures lie early, or most of them do."""
     failures = [outcome.failed_step for outcome in section.outcomes if outcome.failed_step is not None]
-    if not failures or max(failures) >= _ZOOM_BELOW * section.horizon:
-        return None
-    return min(section.horizon, round(1.4 * max(failures)) + 5)
+    for last in (max(failures, default=None), round(float(np.quantile(failures, 0.75))) if failures else None):
+        if last is not None and last < _ZOOM_BELOW * section.horizon:
+            return min(section.horizon, round(1.4 * last) + 5)
+    return None
 
 
 def _scale_y(axes: Axes) -> None:
@@ -162,20 +179,23 @@ def _draw_baselines(axes: Axes, section: Section) -> None:
     """One line a baseline at the median over seeds: each seed has its own held-out data."""
     styles: dict[str, Any] = {"floor": (0, (2, 2)), "reference": (0, (7, 2, 1.5, 2))}
     drawn = []
-    for role, style in styles.items():
-        scores: dict[str, list[float]] = {}
-        for run in section.runs:
-            for name, found in baselines(run, role).items():
-                if section.compare.primary in found:
-                    scores.setdefault(name, []).append(found[section.compare.primary])
-        for name, values in scores.items():
-            height = median(values)
-            axes.axhline(height, color=FAINT, linewidth=1.1, linestyle=style, zorder=1)
-            drawn.append((height, figure_text(f"{role}: {name.replace('_', ' ')} {height:.{section.decimals}f}")))
-    for height, text in drawn:
+    for note, runs in section.by_data():
+        for role, style in styles.items():
+            scores: dict[str, list[float]] = {}
+            for run in runs:
+                for name, found in baselines(run, role).items():
+                    if section.compare.primary in found:
+                        scores.setdefault(name, []).append(found[section.compare.primary])
+            for name, values in scores.items():
+                height = median(values)
+                axes.axhline(height, color=FAINT, linewidth=1.1, linestyle=style, zorder=1)
+                text = f"{role}: {name.replace('_', ' ')}{note} {height:.{section.decimals}f}"
+                drawn.append((height, figure_text(text, 80)))
+    for number, (height, text) in enumerate(sorted(drawn)):
+        left = number % 2 == 0  # neighbours on opposite sides, as they may stand close
         axes.annotate(
-            text, (0.01, height), xycoords=axes.get_yaxis_transform(), xytext=(0, 2), textcoords="offset points",
-            fontsize=8, color=FAINT,
+            text, (0.01 if left else 0.99, height), xycoords=axes.get_yaxis_transform(), xytext=(0, 2),
+            textcoords="offset points", fontsize=8, color=FAINT, ha="left" if left else "right",
         )  # fmt: skip
 
 

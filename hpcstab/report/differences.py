@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hpcstab.report.load import printable
 from hpcstab.report.sections import Group, Section
+from hpcstab.report.words import printable
 
 _DURATION_KEYS = {"epochs", "steps"}
 
@@ -59,11 +59,11 @@ def declared_flaws(section: Section) -> list[str]:
     """Known mistakes and triggers that were put in on purpose, each as a sentence."""
     lines = []
     for group in section.groups:
-        for fix in group.runs[0].identity["fixes"]:
-            if fix.get("kind") == "flaw":
-                lines.append(
-                    f"{group.label} carries the flaw {printable(fix['name'])} on purpose: {printable(fix.get('why'))}"
-                )
+        flaws = [fix for fix in group.runs[0].identity["fixes"] if fix.get("kind") == "flaw"]
+        lines += [
+            f"On purpose, {group.label} carries the flaw {printable(fix['name'])}: {printable(fix.get('why'))}"
+            for fix in flaws
+        ]
         data = group.runs[0].config.get("data", {})
         if data.get("faults"):
             lines.append(f"Declared data faults in {group.label}: {show_value(data['faults'])}")

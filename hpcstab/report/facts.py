@@ -19,6 +19,14 @@ from hpcstab.report.outcome import Outcome, baselines, best_metric, final_metric
 from hpcstab.report.sections import Section, declared_digest
 
 Row = dict[str, Any]
+_LOSS_COLUMNS = (
+    "loss_first",
+    "loss_last",
+    "loss_change",
+    "grad_norm_first",
+    "max_grad_norm",
+    "max_finite_grad_norm",
+)
 
 
 def section_rows(section: Section) -> list[Row]:
@@ -106,7 +114,7 @@ def _survival(outcome: Outcome) -> Row:
 def _losses(run: LoadedRun) -> Row:
     """A loss or norm that was once non-finite stays so in its median and maximum: it is not skipped."""
     if not run.steps:
-        return dict.fromkeys(("loss_first", "loss_last", "loss_change", "grad_norm_first", "max_grad_norm", "max_finite_grad_norm"))
+        return dict.fromkeys(_LOSS_COLUMNS)
     losses = run.history["loss"].to_numpy(dtype=float)
     norms = run.history["grad_norm"].to_numpy(dtype=float)
     tenth = max(1, len(losses) // 10)

@@ -19,6 +19,7 @@ from hpcstab.report.lanes import draw_lanes
 from hpcstab.report.load import LoadedRun
 from hpcstab.report.sections import Section
 from hpcstab.report.style import RC
+from hpcstab.report.words import with_unit
 
 DPI = 130
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -46,8 +47,7 @@ class Sample:
 
 def make_figures(section: Section) -> list[Picture]:
     """Lanes, loss, gradient norm and the primary metric, where there is something to draw."""
-    primary = section.primary
-    unit = "" if primary["unit"] in ("", "1") else f" [{primary['unit']}]"
+    name, metric = section.compare.primary, with_unit(section.primary)
     recorded = any(run.steps for run in section.runs)
     plans: list[tuple[str, str, Callable[[Section, Figure], None], bool]] = [
         ("finite", "How long each run stayed finite", draw_lanes, True),
@@ -59,15 +59,15 @@ def make_figures(section: Section) -> list[Picture]:
             recorded,
         ),
         (
-            str(primary["name"]),
-            f"{primary['name']}{unit} on held-out data, every evaluation of every run",
-            lambda s, f: draw_metric(s, f, f"{primary['name']}{unit}"),
-            any(primary["name"] in run.evals for run in section.runs),
+            name,
+            f"{metric} on held-out data, every evaluation of every run",
+            lambda s, f: draw_metric(s, f, metric),
+            any(name in run.evals for run in section.runs),
         ),
     ]
     return [
-        Picture(_file_name(section, name), title, f"{title}: {_in_words(section)}", _render(section, draw))
-        for name, title, draw, wanted in plans
+        Picture(_file_name(section, what), title, f"{title}: {_in_words(section)}", _render(section, draw))
+        for what, title, draw, wanted in plans
         if wanted
     ]
 
@@ -86,7 +86,7 @@ def samples(section: Section) -> list[Sample]:
 def _sample(label: str, run: LoadedRun, section: Section) -> Sample:
     files = sorted(run.run.samples.glob("step_*.png"))
     step = files[-1].name.split("_")[1] if files else ""
-    pictures, problem = [], "the run wrote none: it did not reach its end"
+    pictures, problem = [], f"no picture: the run did not reach its end ({run.state})"
     for number, path in enumerate(file for file in files if file.name.split("_")[1] == step):
         content = path.read_bytes()
         if not content.startswith(_PNG_SIGNATURE) or len(content) > _MAX_PICTURE_BYTES:

@@ -6,6 +6,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from hpcstab.report.outcome import Outcome
 from hpcstab.report.sections import Group, Section
@@ -54,17 +55,25 @@ def _draw_lane(axes: Axes, position: int, outcome: Outcome, horizon: int, colour
     axes.plot([0, horizon], [position, position], color="#efefef", linewidth=4, solid_capstyle="round", zorder=1)
     if end:
         axes.plot([0, end], [position, position], color=colour, linewidth=4, solid_capstyle="butt", zorder=2)
-    note: dict[str, Any] = {"va": "center", "fontsize": 8.5, "color": colour}
     if outcome.failed_step is not None:
         axes.plot([end], [position], marker="x", color=colour, markersize=8, markeredgewidth=2.2, zorder=3)
         what = "non-finite" if outcome.run.first_nonfinite_step == end else "failed"
-        axes.text(end + 0.015 * horizon, position, f"{what} at step {end:,}", **note)
+        _write(axes, end, position, f"{what} at step {end:,}", horizon, colour)
     elif outcome.reached:
         axes.plot([end], [position], marker="|", color=colour, markersize=10, markeredgewidth=2, zorder=3)
-        axes.text(end + 0.01 * horizon, position, "finite", **note)
+        axes.text(end + 0.01 * horizon, position, "finite", va="center", fontsize=8.5, color=colour)
     else:
         state = outcome.run.state if outcome.seen_steps else f"{outcome.run.state}, no step recorded"
-        axes.text(end + 0.015 * horizon, position, figure_text(f"? {state}"), **(note | {"color": FAINT}))
+        _write(axes, end, position, figure_text(f"? {state}"), horizon, FAINT)
+
+
+def _write(axes: Axes, end: int, position: int, text: str, horizon: int, colour: str) -> None:
+    """Behind the end of a lane, or before it where there is no room behind."""
+    behind = end < 0.75 * horizon
+    axes.text(
+        end + (0.015 if behind else -0.02) * horizon, position, text, color=colour, fontsize=8.5, va="center",
+        ha="left" if behind else "right", zorder=4, path_effects=[withStroke(linewidth=3, foreground="white")],
+    )  # fmt: skip
 
 
 def _draw_table(axes: Axes, section: Section) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -18,10 +18,14 @@ from hpcstab.config import Claim, Compare
 from hpcstab.errors import HpcstabError
 from hpcstab.judgement import judge
 from hpcstab.metrics import read_events
+from hpcstab.report.frames import NO_EVALS, NO_ROWS, last_of_each_step, read_frame, validation_rows
 from hpcstab.report.state import derive_state
+from hpcstab.report.words import printable
 from hpcstab.rundir import RunDir, read_attempts, read_json
 
 T = TypeVar("T")
+DATA_UPKEEP = ("batch_size", "num_workers")
+"""Keys of the config's ``data`` that change neither the samples nor the split."""
 _REQUIRED = ("run_id", "model", "variant", "label", "fixes", "overrides", "seed", "scale", "compare", "claims")
 _UNREADABLE = (HpcstabError, OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError)
 
@@ -99,6 +103,12 @@ class LoadedRun:
         return configured or self.status.get("total_steps")
 
     @property
+    def data_key(self) -> str:
+        """Equal for runs whose figures are measured on the same data, given the same seed."""
+        data = self.config.get("data", {})
+        return json.dumps({key: data[key] for key in sorted(data) if key not in DATA_UPKEEP}, default=str)
+
+    @property
     def steps(self) -> int:
         """Steps recorded, the last one included."""
         return int(self.history["step"].iloc[-1]) + 1 if len(self.history) else 0
@@ -153,12 +163,8 @@ def load_run(run: RunDir, now: float) -> LoadedRun:
     Raises:
         RunError, KeyError, ValueError: its identity cannot be read.
     """
-    identity = run.identity()
-    missing = [key for key in _REQUIRED if key not in identity]
-    if missing:
-        raise ValueError(f"run.json has no '{missing[0]}'")
-    compare = Compare.model_validate({**identity["compare"], "hierarchy": tuple(identity["compare"]["hierarchy"])})
-    int(identity["seed"]), dict(identity["overrides"]), [fix["name"] for fix in identity["fixes"]]
+    identity = _read_identity(run)
+    compare = Compare.model_validate(identity["compare"])
     problems: list[str] = []
 
     def tried(what: str, read: Callable[[], T], otherwise: T) -> T:
@@ -168,14 +174,17 @@ def load_run(run: RunDir, now: float) -> LoadedRun:
             problems.append(f"{what}: {_reason(error)}")
             return otherwise
 
-    claims = tried("claims", lambda: tuple(Claim.model_validate(claim) for claim in identity["claims"]), ())
-    config = tried("config.yaml", lambda: _read_config(run.config_yaml), {})
-    task = tried("task.json", lambda: read_json(run.task_json) or {}, {})
-    status = tried("status.json", lambda: read_json(run.status_json) or {}, {})
-    attempts = tried("attempts", lambda: read_attempts(run), [])
-    events = tried("events.jsonl", lambda: read_events(run.events_jsonl), [])
-    rows = tried("metrics.csv", lambda: read_frame(run.metrics_csv, _METRICS), _METRICS)
-    evals = tried("evals.csv", lambda: read_frame(run.evals_csv, _EVALS), _EVALS)
+    unclaimed: tuple[Claim, ...] = ()
+    nothing: dict[str, Any] = {}
+    none: list[dict[str, Any]] = []
+    claims = tried("claims", lambda: tuple(Claim.model_validate(claim) for claim in identity["claims"]), unclaimed)
+    config = tried("config.yaml", lambda: _read_config(run.config_yaml), nothing)
+    task = tried("task.json", lambda: _read_task(run), nothing)
+    status = tried("status.json", lambda: read_json(run.status_json) or {}, nothing)
+    attempts = tried("attempts", lambda: read_attempts(run), none)
+    events = tried("events.jsonl", lambda: _read_events(run), none)
+    rows = tried("metrics.csv", lambda: read_frame(run.metrics_csv, NO_ROWS), NO_ROWS)
+    evals = tried("evals.csv", lambda: read_frame(run.evals_csv, NO_EVALS), NO_EVALS)
     state = "unreadable" if problems and not status else derive_state(status, attempts, now)
     judgement = tried("judgement", lambda: _judgement(run, status), _unknown(problems))
     return LoadedRun(
@@ -189,36 +198,12 @@ def load_run(run: RunDir, now: float) -> LoadedRun:
         attempts=tuple(attempts),
         events=tuple(events),
         rows=rows,
-        history=_last_of_each_step(rows),
-        evals=_last_of_each_step(evals[(evals["split"] == "validation") & (evals["weights"] == "raw")]),
+        history=last_of_each_step(rows),
+        evals=validation_rows(evals),
         judgement=judgement,
         state=state,
         problems=tuple(printable(problem) for problem in problems),
     )
-
-
-_METRICS = pd.DataFrame({"step": [], "loss": [], "grad_norm": [], "loss_finite": [], "grad_finite": [], "outcome": []})
-_EVALS = pd.DataFrame({"step": [], "split": [], "weights": [], "num_failed_batches": []})
-
-
-def read_frame(path: Path, empty: pd.DataFrame) -> pd.DataFrame:
-    """Complete rows of a CSV file; what a killed writer left after the last newline is cut.
-
-    An absent file, or one without a row, is ``empty``, whose columns every reader may rely on.
-
-    Raises:
-        ValueError: a row or a number in the middle of the file is garbage.
-    """
-    content = path.read_bytes() if path.exists() else b""
-    frame = pd.read_csv(io.BytesIO(content[: content.rfind(b"\n") + 1])) if b"\n" in content else empty
-    missing = [column for column in empty.columns if column not in frame.columns]
-    if missing:
-        raise ValueError(f"has no column '{missing[0]}'")
-    texts = {"outcome", "split", "weights"}
-    garbage = [column for column in frame.columns if frame[column].dtype.kind not in "iufb" and column not in texts]
-    if len(frame) and garbage:
-        raise ValueError(f"column '{garbage[0]}' holds something that is no number")
-    return frame if len(frame) else empty
 
 
 def number(value: Any) -> float | None:
@@ -226,9 +211,33 @@ def number(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
-def printable(text: object) -> str:
-    """``text`` on one line, without control characters that could drive a terminal."""
-    return "".join(letter if letter.isprintable() else "�" for letter in str(text))
+def _read_identity(run: RunDir) -> dict[str, Any]:
+    identity = run.identity()
+    missing = [key for key in _REQUIRED if key not in identity]
+    if missing:
+        raise ValueError(f"run.json has no '{missing[0]}'")
+    if not isinstance(identity["seed"], int) or not isinstance(identity["overrides"], dict):
+        raise ValueError("run.json: seed is no number, or overrides no mapping")
+    if not all(isinstance(fix, dict) and isinstance(fix.get("set"), dict) for fix in identity["fixes"]):
+        raise ValueError("run.json: a fix does not say what it sets")
+    return identity
+
+
+def _read_task(run: RunDir) -> dict[str, Any]:
+    """task.json with every part that readers rely on, or an error; an absent one has no parts."""
+    task = read_json(run.task_json) or {}
+    for metric in task.get("metrics", []):
+        str(metric["name"]), metric["unit"], metric["direction"], metric["about"]
+    for entry in task.get("baselines", {}).get("validation", []):
+        str(entry["role"]), [number(score) for score in entry["scores"].values()], entry["name"]
+    return task
+
+
+def _read_events(run: RunDir) -> list[dict[str, Any]]:
+    events = read_events(run.events_jsonl)
+    for event in events:
+        int(event["step"]), str(event["kind"])
+    return events
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -251,10 +260,6 @@ def _judgement(run: RunDir, status: Mapping[str, Any]) -> Mapping[str, Any]:
 def _unknown(problems: list[str]) -> Mapping[str, Any]:
     answer = {"answer": "unknown", "evidence": problems}
     return {"finite": answer, "learned": answer, "unmasked": answer, "stable": False}
-
-
-def _last_of_each_step(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows.drop_duplicates("step", keep="last").sort_values("step").reset_index(drop=True)
 
 
 def _earliest(steps: list[Any]) -> int | None:

@@ -7,21 +7,22 @@ from typing import Any
 
 from hpcstab.report.differences import show_value
 from hpcstab.report.facts import device_of, samples_seen
-from hpcstab.report.load import LoadedRun, printable
+from hpcstab.report.load import LoadedRun
+from hpcstab.report.outcome import RISING_SHARE
 from hpcstab.report.sections import Group, Section
-from hpcstab.report.tables import DAGGER
+from hpcstab.report.words import DAGGER, printable, unit_of
 
 
 def how_measured(section: Section) -> list[tuple[str, str]]:
     """(what, answer) pairs."""
     runs = section.runs
     compare = section.compare
-    unit = section.primary["unit"]
+    levels = ", then ".join(level.replace("_", " ") for level in compare.hierarchy)
     return [
         ("scale", f"{section.scale}; durations inside the training x {_distinct(runs, _duration_factor)}"),
         ("horizon", f"{section.horizon:,} steps (declared {compare.horizon_steps:,}; planned {_planned(section)})"),
         ("primary metric", f"{compare.primary}: {printable(section.primary['about'])}"),
-        ("decided by", f"{', then '.join(level.replace('_', ' ') for level in compare.hierarchy)}; margin {compare.margin:g} {unit}"),
+        ("decided by", f"{levels}; margin {compare.margin:g} {unit_of(section.primary)}".rstrip()),
         ("declared", f"sha256 {section.declaration} over compare, failure conditions and claims"),
         ("campaign", _distinct(runs, lambda run: run.identity.get("campaign") or "none (train)")),
         ("seeds", "; ".join(f"{group.label} {', '.join(map(str, group.seeds))}" for group in section.groups)),
@@ -37,13 +38,15 @@ def how_measured(section: Section) -> list[tuple[str, str]]:
 
 def definitions(section: Section) -> list[str]:
     """What the words and figures of the tables mean."""
-    unit = "" if section.primary["unit"] in ("", "1") else f" {section.primary['unit']}"
+    budget = _distinct(section.runs, _budget)
+    needed = f"{section.compare.margin * RISING_SHARE:g} {unit_of(section.primary)}".rstrip()
     return [
-        f"Diverged: {_distinct(section.runs, _budget)} steps in a row with a non-finite loss, parameters found non-finite, or "
+        f"Diverged: {budget} steps in a row with a non-finite loss, parameters found non-finite, or "
         "an evaluation without one valid batch. Every run is counted, whatever became of it.",
         "A value at the horizon is the last evaluation at or before it, on held-out data. A run that died has none: "
-        f"what it scored before its death stands under best, with {DAGGER}. An evaluation with invalid batches counts as NaN.",
-        f"Still rising: the last evaluation is the best, by more than {section.compare.margin / 4:g}{unit} "
+        f"what it scored before its death stands under best, with {DAGGER}. An evaluation with invalid batches counts "
+        "as NaN.",
+        f"Still rising: the last evaluation is the best, by more than {needed} "
         "(a quarter of the margin) above all of the first two thirds of the run.",
         "Several values stand in the order of the seeds; x [y, z] is median [smallest, largest].",
         "P(beats): share of paired seeds that are won, ties one half, under the declared hierarchy; p: two-sided exact "

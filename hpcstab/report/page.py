@@ -11,7 +11,7 @@ from hpcstab.report.compare import compare_pairs
 from hpcstab.report.differences import config_differences
 from hpcstab.report.facts import Row, section_rows
 from hpcstab.report.figures import Picture, Sample, make_figures, samples
-from hpcstab.report.load import BrokenFolder, LoadedRun, printable
+from hpcstab.report.load import BrokenFolder, LoadedRun
 from hpcstab.report.measured import definitions, how_measured
 from hpcstab.report.sections import Section, make_sections
 from hpcstab.report.style import looks
@@ -25,6 +25,7 @@ from hpcstab.report.tables import (
     variant_table,
 )
 from hpcstab.report.verdict import certainty_notes, verdict_sentence
+from hpcstab.report.words import printable
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,7 @@ class Page:
         return pictures + [p for chapter in self.chapters for sample in chapter.samples for p in sample.pictures]
 
 
-def make_page(
-    runs: Sequence[LoadedRun], broken: Sequence[BrokenFolder], title: str | None, made: datetime
-) -> Page:
+def make_page(runs: Sequence[LoadedRun], broken: Sequence[BrokenFolder], title: str | None, made: datetime) -> Page:
     """The report about loaded runs; ``broken`` folders are named, as they cannot be counted anywhere."""
     chapters = tuple(_chapter(section, len(broken)) for section in make_sections(runs))
     models = ", ".join(dict.fromkeys(chapter.section.model for chapter in chapters))

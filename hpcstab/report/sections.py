@@ -103,6 +103,15 @@ class Section:
         """The group of a variant with these overrides, if it was run."""
         return next((group for group in self.groups if (group.variant, group.overrides) == (variant, overrides)), None)
 
+    def by_data(self) -> list[tuple[str, list[LoadedRun]]]:
+        """Runs by the data they were measured on, each with a note for its baselines; most runs first, unmarked."""
+        found: dict[str, list[LoadedRun]] = {}
+        for run in self.runs:
+            found.setdefault(run.data_key, []).append(run)
+        first, *others = sorted(found.values(), key=len, reverse=True)
+        notes = [f" on the data of {', '.join(dict.fromkeys(run.label for run in runs))}" for runs in others]
+        return [("", first), *zip(notes, others, strict=True)]
+
     @cached_property
     def declaration(self) -> str:
         """First 12 hex digits of the SHA-256 of what was declared before the runs: compare, failure, claims."""

@@ -10,7 +10,7 @@ from hpcstab.report.sections import Group
 
 INK = "#333333"
 FAINT = "#8a8a8a"
-RC: dict[str, Any] = {
+RC: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.spines.top": False,
@@ -31,7 +31,7 @@ RC: dict[str, Any] = {
 }
 
 _NAMED = {"before": "#D55E00", "after": "#0072B2", "cured": "#009E73"}  # Okabe-Ito: vermillion, blue, bluish green
-_OTHERS = ("#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8a8a8a")
+_OTHERS = ("#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255", "#999933", "#332288")
 _NAMED_STYLES: dict[str, Any] = {"before": (0, (4, 1.6)), "after": (0, (1.2, 1.2)), "cured": "solid"}
 _OTHER_STYLES: tuple[Any, ...] = ((0, (6, 1.5, 1.2, 1.5)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 2)))
 

@@ -10,10 +10,11 @@ from statistics import median
 from hpcstab.report.claims import ClaimAnswer
 from hpcstab.report.compare import Pairing, smallest_p
 from hpcstab.report.differences import ConfigDifference, Setter
+from hpcstab.report.load import LoadedRun
 from hpcstab.report.outcome import Outcome, baselines
 from hpcstab.report.sections import Group, Section
+from hpcstab.report.words import DAGGER, NOTHING, signed, with_unit
 
-DAGGER = "†"
 MAX_LISTED = 5
 """Up to so many runs their values are all listed; beyond, median [min, max]."""
 
@@ -29,8 +30,7 @@ class Table:
 
 def variant_table(section: Section) -> Table:
     """One row a variant, then the baselines on the same held-out data."""
-    unit = "" if section.primary["unit"] in ("", "1") else f" [{section.primary['unit']}]"
-    name = f"{section.primary['name']}{unit}"
+    name = with_unit(section.primary)
     columns = (
         "variant",
         "seeds",
@@ -44,14 +44,18 @@ def variant_table(section: Section) -> Table:
         "stable",
     )
     rows = [_variant_row(group, section) for group in section.groups]
-    floors = [_baseline_row(name, role, section) for role in ("floor", "reference") for name in _names(section, role)]
+    floors = [
+        _baseline_row(name, role, note, runs, section)
+        for note, runs in section.by_data()
+        for role in ("floor", "reference")
+        for name in dict.fromkeys(name for run in runs for name in baselines(run, role))
+    ]
     labels = [group.label for group in section.groups]
     return Table(columns, tuple(rows + floors), (*labels, *("" for _ in floors)))
 
 
 def pairing_table(pairings: Sequence[Pairing], section: Section) -> Table:
     """One row a comparison: who wins by which level, P(beats), p and what p could be at best."""
-    unit = "" if section.primary["unit"] in ("", "1") else f" [{section.primary['unit']}]"
     columns = (
         "comparison",
         "pairs",
@@ -60,7 +64,7 @@ def pairing_table(pairings: Sequence[Pairing], section: Section) -> Table:
         "P(beats)",
         "p",
         "smallest p",
-        f"difference of {section.primary['name']}{unit} where both stayed finite",
+        f"difference of {with_unit(section.primary)} where both stayed finite",
     )
     return Table(columns, tuple(_pairing_row(pairing, section) for pairing in pairings))
 
@@ -118,7 +122,7 @@ def _variant_row(group: Group, section: Section) -> tuple[str, ...]:
         _steps_text(group),
         _values_text([_final_cell(outcome) for outcome in group.outcomes], section),
         _best_text(group, section),
-        f"{sum(rising)} of {n}" if rising else "–",
+        f"{sum(rising)} of {n}" if rising else NOTHING,
         _count_text(group, "outcome"),
         _count_text(group, "num_masked"),
         f"{stable} of {n}",
@@ -147,7 +151,10 @@ def _best_text(group: Group, section: Section) -> str:
     """Best scores; a dagger where the run died afterwards."""
     if len(group.runs) > MAX_LISTED:
         return _values_text([outcome.best for outcome in group.outcomes], section)
-    texts = [_number_text(o.best, section.decimals) + DAGGER * (o.run.diverged and o.best is not None) for o in group.outcomes]
+    texts = [
+        _number_text(o.best, section.decimals) + DAGGER * (o.run.diverged and o.best is not None)
+        for o in group.outcomes
+    ]
     return ", ".join(texts)
 
 
@@ -174,7 +181,7 @@ def _is_number(cell: float | str | None) -> bool:
 
 def _number_text(cell: float | str | None, decimals: int) -> str:
     if cell is None:
-        return "–"
+        return NOTHING
     return cell if isinstance(cell, str) else f"{cell:.{decimals}f}"
 
 
@@ -182,48 +189,42 @@ def _count_text(group: Group, column: str) -> str:
     """Steps not applied, or firings of masks, summed over the runs; – where nothing was recorded."""
     counted = [run.history for run in group.runs if run.steps and column in run.history]
     if not counted:
-        return "–"
+        return NOTHING
     counts = [(frame[column] == "skipped").sum() if column == "outcome" else frame[column].sum() for frame in counted]
     return str(int(sum(counts)))
 
 
-def _names(section: Section, role: str) -> list[str]:
-    return list(dict.fromkeys(name for run in section.runs for name in baselines(run, role)))
-
-
-def _baseline_row(name: str, role: str, section: Section) -> tuple[str, ...]:
-    """A baseline's score by seed; seeds have their own held-out data, variants of one seed share them."""
-    primary = section.compare.primary
-    by_seed: dict[int, dict[float, None]] = {}
-    for run in section.runs:
-        score = baselines(run, role).get(name, {}).get(primary)
+def _baseline_row(name: str, role: str, note: str, runs: Sequence[LoadedRun], section: Section) -> tuple[str, ...]:
+    """A baseline's score by seed; the variants of one seed share their held-out data and so the score."""
+    by_seed: dict[int, float] = {}
+    for run in runs:
+        score = baselines(run, role).get(name, {}).get(section.compare.primary)
         if score is not None:
-            by_seed.setdefault(run.seed, {})[score] = None
-    scores = [score for _, found in sorted(by_seed.items()) for score in found]
-    text = _values_text(scores, section)
-    return (f"{role}: {name.replace('_', ' ')}", str(len(by_seed)), "", "", text, "", "", "", "", "")
+            by_seed[run.seed] = score
+    text = _values_text([score for _, score in sorted(by_seed.items())], section)
+    return (f"{role}: {name.replace('_', ' ')}{note}", str(len(by_seed)), "", "", text, "", "", "", "", "")
 
 
 def _pairing_row(pairing: Pairing, section: Section) -> tuple[str, ...]:
     n = len(pairing.scores)
     undecided = f" (+{pairing.undecided} undecided)" if pairing.undecided else ""
     levels = ", ".join(f"{level.replace('_', ' ')} {count}" for level, count in pairing.levels.items())
-    differences = ", ".join(f"{value:+.{section.decimals}f}".replace("-", "−") for value in pairing.differences.values())
+    differences = ", ".join(signed(value, section.decimals) for value in pairing.differences.values())
     return (
         f"{pairing.first} against {pairing.second}",
         str(n),
         f"{pairing.wins} / {pairing.ties} / {pairing.losses}{undecided}",
-        levels or "–",
+        levels or NOTHING,
         _probability_text(pairing),
-        "–" if pairing.p_value is None else f"{pairing.p_value:.2g}",
-        f"{smallest_p(n):.2g}" if n else "–",
-        f"{differences} ({len(pairing.differences)} of {n} seeds)" if differences else f"– (0 of {n} seeds)",
+        NOTHING if pairing.p_value is None else f"{pairing.p_value:.2g}",
+        f"{smallest_p(n):.2g}" if n else NOTHING,
+        f"{differences} ({len(pairing.differences)} of {n} seeds)" if differences else f"{NOTHING} (0 of {n} seeds)",
     )
 
 
 def _probability_text(pairing: Pairing) -> str:
     if not pairing.scores:
-        return "–"
+        return NOTHING
     low, high = pairing.bounds
     if pairing.undecided:
         return f"between {low:.2f} and {high:.2f}"

@@ -8,15 +8,20 @@ from statistics import median
 
 from hpcstab.report.compare import ALPHA, Pairing, failure_rate_bound, smallest_p
 from hpcstab.report.differences import ConfigDifference, config_differences, declared_flaws
+from hpcstab.report.load import DATA_UPKEEP
 from hpcstab.report.outcome import Outcome, baselines
 from hpcstab.report.sections import Group, Section, declared_digest
+from hpcstab.report.words import signed, unit_of
 
-_PLAIN_BATCH_KEYS = ("data.batch_size", "data.num_workers")
+_MAX_CLAUSES = 4
+_NAMED = ("before", "after", "cured")
 
 
 def verdict_sentence(section: Section, pairings: Sequence[Pairing]) -> str:
     """One sentence: what became of each variant, and what that can show."""
-    clauses = [f"{group.label} {group_clause(group, section)}" for group in section.groups]
+    told = [group for group in section.groups if len(section.groups) <= _MAX_CLAUSES or group.label in _NAMED]
+    clauses = [f"{group.label} {group_clause(group, section)}" for group in told]
+    clauses += _others_clauses([group for group in section.groups if group not in told])
     tail = _certainty(section, pairings)
     return f"{section.model} at scale {section.scale}, {section.horizon:,} steps: " + "; ".join([*clauses, tail]) + "."
 
@@ -47,6 +52,23 @@ def group_clause(group: Group, section: Section) -> str:
     parts += [_finite_clause(outcomes, how, n, word, section) for how, outcomes in _by_learning(group.finite)]
     parts += _undecided_clauses(group, n)
     return ", ".join(parts)
+
+
+def _others_clauses(groups: Sequence[Group]) -> list[str]:
+    """Variants beyond those that have names, in short: who failed in every run, in some, in none."""
+    told: dict[str, list[str]] = {}
+    for group in groups:
+        n, failed = len(group.runs), len(group.failed)
+        learned = sum(outcome.run.answer("learned") == "yes" for outcome in group.finite)
+        if failed == n:
+            told.setdefault("failed in every run", []).append(group.label)
+        elif failed:
+            told.setdefault("runs failed", []).append(f"{group.label} {failed} of {n}")
+        elif len(group.finite) == n:
+            told.setdefault("stayed finite in every run", []).append(f"{group.label} (learned in {learned} of {n})")
+        else:
+            told.setdefault("not decided yet", []).append(group.label)
+    return [f"{', '.join(labels)} {what}" for what, labels in told.items()]
 
 
 def _finite_clause(outcomes: Sequence[Outcome], how: str, n: int, word: str, section: Section) -> str:
@@ -129,7 +151,9 @@ def _survival_notes(section: Section) -> list[str]:
 
 def _pairing_notes(pairings: Sequence[Pairing]) -> list[str]:
     sizes = sorted({len(pairing.scores) for pairing in pairings} - {0})
-    notes = [f"With {n} pair{'s' * (n > 1)} the smallest p of a two-sided sign test is {smallest_p(n):.2g}" for n in sizes]
+    notes = [
+        f"With {n} pair{'s' * (n > 1)} the smallest p of a two-sided sign test is {smallest_p(n):.2g}" for n in sizes
+    ]
     notes += [
         f"Seeds without a partner in {pairing.first} against {pairing.second}, in no pair:"
         f" {', '.join(map(str, pairing.unpaired))}"
@@ -161,8 +185,8 @@ def _fairness_notes(section: Section) -> list[str]:
             )
     weights = [d.key for d in differences if d.key.startswith("losses.")]
     if weights:
-        notes.append(f"The variants minimise different losses ({', '.join(weights)}): their loss curves are different quantities")
-    data = [d.key for d in differences if d.key.startswith("data.") and d.key not in _PLAIN_BATCH_KEYS]
+        notes.append(f"The losses are different quantities, as the variants differ in {', '.join(weights)}")
+    data = [d.key for d in differences if d.key.startswith("data.") and d.key.removeprefix("data.") not in DATA_UPKEEP]
     if data:
         notes.append(f"The variants differ in {', '.join(data)}: their figures are not measured on the same data")
     return notes
@@ -190,16 +214,11 @@ def _changes(difference: ConfigDifference, index: int) -> bool:
 
 
 def _gain_text(gains: Sequence[float], section: Section) -> str:
-    unit, digits = section.primary["unit"], section.decimals
-    unit = "" if unit in ("", "1") else f" {unit}"
-    text = f"{_signed(median(gains), digits)}"
+    unit, digits = unit_of(section.primary), section.decimals
+    text = signed(median(gains), digits)
     if len(gains) > 1 and round(max(gains), digits) != round(min(gains), digits):
-        text += f" [{_signed(min(gains), digits)}, {_signed(max(gains), digits)}]"
-    return f"{text}{unit}"
-
-
-def _signed(value: float, digits: int) -> str:
-    return f"{value:+.{digits}f}".replace("-", "−")
+        text += f" [{signed(min(gains), digits)}, {signed(max(gains), digits)}]"
+    return f"{text} {unit}".rstrip()
 
 
 def _floor_name(outcomes: Sequence[Outcome]) -> str:

@@ -99,4 +99,4 @@ def _into_place(folder: Path, out: Path) -> None:
         if file.is_file():
             target = out / file.relative_to(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, target)
+            file.replace(target)

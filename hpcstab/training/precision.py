@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -13,6 +14,12 @@ from hpcstab.config.common import PrecisionConfig
 def pick_device() -> torch.device:
     """CUDA where a GPU answers, else the CPU. CUDA_VISIBLE_DEVICES alone is no proof of a GPU."""
     return torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+
+
+def device_facts(device: torch.device) -> dict[str, Any]:
+    """What a run trains on, as its train_start event says it."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {"device": str(device), "device_name": name, "num_threads": torch.get_num_threads()}
 
 
 def set_tf32(config: PrecisionConfig) -> None:

@@ -37,7 +37,7 @@ from hpcstab.training.measure import (
 from hpcstab.training.objective import Objective, check_terms
 from hpcstab.training.optimizers import learning_rate, set_learning_rate
 from hpcstab.training.pictures import save_samples
-from hpcstab.training.precision import autocast
+from hpcstab.training.precision import autocast, device_facts
 from hpcstab.training.records import Records
 from hpcstab.training.tensorboard import TensorBoard
 
@@ -83,7 +83,7 @@ class Trainer:
         first_step = self.step
         self._began = time.perf_counter()
         self.records.write_task(self.task)
-        self.records.events.write("train_start", self.step, self.update, device=str(self.device))
+        self.records.events.write("train_start", self.step, self.update, **device_facts(self.device))
         self.records.heartbeat(now=True)
         state, reason = self._run()
         self.records.events.write("train_end", self.step, self.update, state=state, reason=reason)

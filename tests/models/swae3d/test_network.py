@@ -1,5 +1,7 @@
 """The SWAE 3D network: published sizes, GDN against a naive reference, what breaks which normalization."""
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,6 +9,7 @@ from torch import Tensor
 from hpcstab.errors import ConfigError
 from hpcstab.models.swae3d.network import (
     BoundedGeneralizedDivisiveNormalization3d,
+    ConvInit,
     GeneralizedDivisiveNormalization3d,
     Normalization,
     SlicedWassersteinAutoencoder,
@@ -123,3 +126,24 @@ def test_first_batch_init_is_nan_at_the_first_forward(seed: int) -> None:
     reconstruction, latents = network(torch.rand(4, 1, 8, 8, 8) * 2 - 1)
     assert reconstruction.isnan().any()
     assert latents.isnan().any()
+
+
+def test_fan_in_init_lets_more_of_the_blocks_reach_the_latents() -> None:
+    blocks = 0.27 * torch.randn(64, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    spread = {}
+    for conv_init in get_args(ConvInit):
+        torch.manual_seed(0)
+        network = SlicedWassersteinAutoencoder("gdn_bounded", conv_init=conv_init)
+        with torch.no_grad():
+            spread[conv_init] = network.encode(blocks).std(dim=0).mean().item()
+    assert spread["fan_in"] > 10 * spread["default"]
+
+
+@pytest.mark.parametrize("normalization", ["gdn", "gdn_bounded"])
+def test_gdn_beta_sets_where_every_beta_starts(normalization: Normalization) -> None:
+    network = SlicedWassersteinAutoencoder(normalization, gdn_beta=0.1, **TINY)  # type: ignore[arg-type]
+    kinds = (GeneralizedDivisiveNormalization3d, BoundedGeneralizedDivisiveNormalization3d)
+    betas = [layer.beta for layer in network.modules() if isinstance(layer, kinds)]
+    assert len(betas) == 5
+    for beta in betas:
+        torch.testing.assert_close(beta.detach(), torch.full_like(beta, 0.1))
