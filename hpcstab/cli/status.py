@@ -59,7 +59,7 @@ def print_states(states: Sequence[RunState], root: Path) -> None:
     elif sys.stdout.isatty():
         from rich.console import Console
 
-        Console().print(table_of(states, lambda state: state.run_id))
+        Console().print(table_of(states, _shortest_name(states)))
     else:
         print_table(COLUMNS, [cells(state, state.run_id) for state in states])
         print(summary(states))
@@ -100,6 +100,13 @@ def short_name(state: RunState) -> str:
     return f"{state.variant} s{state.seed}"
 
 
+def _shortest_name(states: Sequence[RunState]) -> Callable[[RunState], str]:
+    """Run ids, without their model where all have the same: a part that is unique is enough for every verb."""
+    if len({state.model for state in states}) == 1:
+        return lambda state: state.run_id.partition("/")[2]
+    return lambda state: state.run_id
+
+
 def summary(states: Sequence[RunState]) -> str:
     """``9 runs: 2 running, 4 queued, 3 completed``."""
     counts = Counter(state.state for state in states)
@@ -115,7 +122,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 100 * 3600 else f"{seconds / 86400:.1f} d"
 
 
-def table_of(states: Sequence[RunState], name: Callable[[RunState], str]) -> Table:
+def table_of(states: Sequence[RunState], name: Callable[[RunState], str], without: Sequence[str] = ()) -> Table:
     """The table for a terminal, without the columns that tell nothing: it has to fit."""
     from rich import box
     from rich.table import Table
@@ -126,7 +133,7 @@ def table_of(states: Sequence[RunState], name: Callable[[RunState], str]) -> Tab
     shown = [
         index
         for index, column in enumerate(COLUMNS)
-        if any(row[index] not in dull.get(column, {""}) for row in rows) or column in ("run", "state")
+        if column not in without and any(row[index] not in dull.get(column, {""}) for row in rows)
     ]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=summary(states), caption_justify="left")
     for index in shown:
@@ -150,7 +157,7 @@ def follow_campaign(root: Path, campaign: str, stream: TextIO, patience_s: float
         while True:
             states, _ = _read(campaign, root)
             if live is not None:
-                live.update(table_of(states, short_name), refresh=True)
+                live.update(table_of(states, short_name, without=("seen",)), refresh=True)
             else:
                 lines.show(states)
             if not any(state.is_open for state in states) or time.monotonic() > deadline:
@@ -195,7 +202,8 @@ def _watch(campaign: str | None, root: Path, seconds: float) -> None:
                 time.sleep(seconds)
         with Live(auto_refresh=False) as live:
             while True:
-                live.update(table_of(_read(campaign, root)[0], lambda state: state.run_id), refresh=True)
+                states = _read(campaign, root)[0]
+                live.update(table_of(states, _shortest_name(states)), refresh=True)
                 time.sleep(seconds)
     except KeyboardInterrupt:
         raise typer.Exit from None  # the way to end it

@@ -16,11 +16,11 @@ from typing import Any
 import submitit
 
 from hpcstab.launch.job_body import run_job
-from hpcstab.launch.ledger import submission_folder, updating
+from hpcstab.launch.ledger import read_ledger, submission_folder, updating
 from hpcstab.launch.machine import Process
 from hpcstab.launch.slots import turn
 
-_POLL_S = 0.2
+_POLL_S = 0.1
 # submitit counts a time limit from when the process starts, waiting included: ours counts from the slot
 _NO_LIMIT_MIN = 366 * 24 * 60
 
@@ -34,9 +34,25 @@ def start_all(path: Path) -> None:
     started: list[Any] = []
     with turn(path.parents[1]):
         for job in ledger.jobs:
-            while sum(not other.done() for other in started) > ledger.resources.parallel_runs:
+            while _num_unfinished(started) > ledger.resources.parallel_runs:
                 time.sleep(_POLL_S)
+            if _num_unfinished(started) >= ledger.resources.parallel_runs:
+                _wait_until_in_queue(path, started)
             started += _start_one(executor, path, job.index)
+        _wait_until_in_queue(path, started)
+
+
+def _num_unfinished(started: list[Any]) -> int:
+    return sum(not job.done() for job in started)
+
+
+def _wait_until_in_queue(path: Path, started: list[Any]) -> None:
+    """Wait until every started job has put itself into the ledger: who is started after it then waits behind it."""
+    while True:
+        own = {job.job_id for job in read_ledger(path).jobs if job.process and str(job.process.pid) != job.job_id}
+        if all(job.job_id in own or job.done() for job in started):
+            return
+        time.sleep(_POLL_S)
 
 
 def _start_one(executor: Any, path: Path, index: int) -> list[Any]:

@@ -23,6 +23,7 @@ MAX_BUCKETS = 1200
 _FEW_STEPS = 150
 _LEGEND_CHARACTERS = 150
 _LABEL_SHARE = 0.09
+_TEXT_SHARE = 0.07
 _ZOOM_BELOW = 0.3
 """A second panel shows the first steps where the failures lie in this part of the run."""
 
@@ -39,7 +40,7 @@ def draw_steps(section: Section, figure: Figure, column: str, label: str) -> Non
         axes.set_xlim(-0.015 * end, end * 1.02)
         axes.set_xlabel("step" if end == section.horizon else f"step, the first {end:,}")
     panels[0].set_ylabel(label)
-    _name_crosses(panels[0], section, column)
+    _name_crosses(panels[0], section, column, ends[0])
     _legend(figure, section)
 
 
@@ -72,7 +73,7 @@ def _draw_rail(axes: Axes, section: Section) -> None:
     axes.text(0.995, 0.042, "died", transform=axes.transAxes, color=FAINT, ha="right", va="center")
     for outcome in dead:
         _cross_on_rail(axes, outcome.failed_step or 0, looks(section.groups)[outcome.run.label], 0.042)
-    for step, at_step in _dead_by_step(section, axes.get_xlim()[1]):
+    for step, at_step in _dead_by_step(section, section.horizon):
         place: dict[str, Any] = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
         text = _step_text(_colour(at_step[0], section))
         axes.annotate(_step_and_count(step, at_step), (step, 0.042), xytext=(7, 0), va="center", **place, **text)
@@ -119,9 +120,9 @@ def median_window(num_steps: int) -> int:
     return 1 if num_steps <= _FEW_STEPS else 2 * (num_steps // 100) + 1
 
 
-def _name_crosses(axes: Axes, section: Section, column: str) -> None:
+def _name_crosses(axes: Axes, section: Section, column: str, end: int) -> None:
     """The step beside each cross that has room for it; the lanes above name them all."""
-    for step, dead in _dead_by_step(section, axes.get_xlim()[1]):
+    for step, dead in _dead_by_step(section, end):
         heights = [at for outcome in dead if (at := _last_finite_before(outcome, column)) is not None]
         place: dict[str, Any] = {"textcoords": "offset points", **_step_text(_colour(dead[0], section))}
         if heights:
@@ -131,12 +132,12 @@ def _name_crosses(axes: Axes, section: Section, column: str) -> None:
             axes.annotate(_step_and_count(step, dead), (step, 0.96), xytext=(6, -3), **place)
 
 
-def _dead_by_step(section: Section, axis_end: float) -> list[tuple[int, list[Outcome]]]:
+def _dead_by_step(section: Section, end: int) -> list[tuple[int, list[Outcome]]]:
     """Steps at which runs failed, with these runs; steps too close to the one before are left out."""
     steps = sorted({outcome.failed_step for outcome in section.outcomes if outcome.failed_step is not None})
     apart: list[int] = []
     for step in steps:
-        if step <= axis_end and (not apart or step - apart[-1] > _LABEL_SHARE * axis_end):
+        if step <= end and (not apart or step - apart[-1] > _LABEL_SHARE * end):
             apart.append(step)
     return [(step, [outcome for outcome in section.outcomes if outcome.failed_step == step]) for step in apart]
 
@@ -191,11 +192,22 @@ def _draw_baselines(axes: Axes, section: Section) -> None:
                 axes.axhline(height, color=FAINT, linewidth=1.1, linestyle=style, zorder=1)
                 text = f"{role}: {name.replace('_', ' ')}{note} {height:.{section.decimals}f}"
                 drawn.append((height, figure_text(text, 80)))
-    for number, (height, text) in enumerate(sorted(drawn)):
-        left = number % 2 == 0  # neighbours on opposite sides, as they may stand close
+    _write_heights(axes, sorted(drawn))
+
+
+def _write_heights(axes: Axes, drawn: list[tuple[float, str]]) -> None:
+    """A text on each line: at the left, or at the right where the text below would be hit."""
+    low, high = axes.get_ylim()
+    needed = _TEXT_SHARE * max(high - low, 1e-12)
+    last = {"left": -np.inf, "right": -np.inf}
+    for height, text in drawn:
+        side = next((side for side in last if height - last[side] >= needed), None)
+        if side is None:
+            continue  # the table names it
+        last[side] = height
         axes.annotate(
-            text, (0.01 if left else 0.99, height), xycoords=axes.get_yaxis_transform(), xytext=(0, 2),
-            textcoords="offset points", fontsize=8, color=FAINT, ha="left" if left else "right",
+            text, (0.01 if side == "left" else 0.99, height), xycoords=axes.get_yaxis_transform(), xytext=(0, 2),
+            textcoords="offset points", fontsize=8, color=FAINT, ha=side,
         )  # fmt: skip
 
 

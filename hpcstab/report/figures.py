@@ -10,9 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import matplotlib
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
+from matplotlib.image import imsave
 
 from hpcstab.report.curves import draw_metric, draw_steps, median_window
 from hpcstab.report.lanes import draw_lanes
@@ -21,7 +22,9 @@ from hpcstab.report.sections import Section
 from hpcstab.report.style import RC
 from hpcstab.report.words import with_unit
 
-DPI = 130
+DPI = 120
+_LEVEL = 17.0
+"""255 / 15: sixteen levels a channel."""
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _MAX_PICTURE_BYTES = 1_500_000
 
@@ -102,13 +105,13 @@ def _sample(label: str, run: LoadedRun, section: Section) -> Sample:
 def _render(section: Section, draw: Callable[[Section, Figure], None]) -> bytes:
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(9.0, 3.6), dpi=DPI, layout="constrained")
-        FigureCanvasAgg(figure)
+        canvas = FigureCanvasAgg(figure)
         draw(section, figure)
-        drawn, content = io.BytesIO(), io.BytesIO()
-        figure.savefig(drawn, format="png")
-    with Image.open(drawn) as image:
-        few_colours = image.convert("RGB").quantize(128, method=Image.Quantize.MEDIANCUT)
-    few_colours.save(content, format="PNG", optimize=True)  # a quarter of the size, no difference to the eye
+        canvas.draw()  # type: ignore[no-untyped-call]
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
+    few_levels = (np.round(pixels / _LEVEL) * _LEVEL).astype(np.uint8)  # half the bytes, no difference to the eye
+    content = io.BytesIO()
+    imsave(content, few_levels, format="png", pil_kwargs={"optimize": True})
     return content.getvalue()
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 
 from hpcstab.report.outcome import Outcome
 from hpcstab.report.sections import Group, Section
@@ -72,7 +71,7 @@ def _write(axes: Axes, end: int, position: int, text: str, horizon: int, colour:
     behind = end < 0.75 * horizon
     axes.text(
         end + (0.015 if behind else -0.02) * horizon, position, text, color=colour, fontsize=8.5, va="center",
-        ha="left" if behind else "right", zorder=4, path_effects=[withStroke(linewidth=3, foreground="white")],
+        ha="left" if behind else "right", zorder=4, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
     )  # fmt: skip
 
 

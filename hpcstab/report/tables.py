@@ -155,7 +155,7 @@ def _best_text(group: Group, section: Section) -> str:
         _number_text(o.best, section.decimals) + DAGGER * (o.run.diverged and o.best is not None)
         for o in group.outcomes
     ]
-    return ", ".join(texts)
+    return ", ".join(texts) if set(texts) != {NOTHING} else NOTHING
 
 
 def _values_text(cells: Sequence[float | str | None], section: Section) -> str:

@@ -144,7 +144,7 @@ def _survival_notes(section: Section) -> list[str]:
             whole.setdefault(len(group.runs), []).append(group.label)
     return [
         f"No failure in {n} run{'s' * (n > 1)} ({', '.join(labels)}) still allows a failure rate of up to"
-        f" {failure_rate_bound(n):.0%} (exact upper 95 % bound, one-sided)"
+        f" {failure_rate_bound(n) * 100:.0f} % (exact upper 95 % bound, one-sided)"
         for n, labels in whole.items()
     ]
 
@@ -170,7 +170,10 @@ def _fairness_notes(section: Section) -> list[str]:
     differences = config_differences(section)
     batches = next((d.values for d in differences if d.key == "data.batch_size"), None)
     if batches:
-        sizes = ", ".join(f"{group.label} {size}" for group, size in zip(section.groups, batches, strict=True))
+        users = {
+            size: [g.label for g, own in zip(section.groups, batches, strict=True) if own == size] for size in batches
+        }
+        sizes = "; ".join(f"{size} in {', '.join(labels)}" for size, labels in users.items())
         notes.append(
             f"Steps are counted, not samples: the batch sizes differ ({sizes}), so that at one step the variants"
             " have seen different numbers of samples"

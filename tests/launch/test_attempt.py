@@ -42,9 +42,13 @@ def train_like(monkeypatch: pytest.MonkeyPatch) -> SetPlan:
 @contextlib.contextmanager
 def descriptors_1_and_2() -> Iterator[None]:
     """Python prints to descriptors 1 and 2, as outside of pytest, which still catches what arrives there."""
-    with open(1, "w", closefd=False) as out, open(2, "w", closefd=False) as err:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            yield
+    with (
+        open(1, "w", closefd=False) as out,
+        open(2, "w", closefd=False) as err,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        yield
 
 
 def attempt(run: RunDir, facts: dict[str, str] | None = None, **kwargs: Any) -> Execution:

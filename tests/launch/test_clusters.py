@@ -86,7 +86,7 @@ def test_a_wrong_value_is_refused_in_one_line(
 
 @pytest.mark.parametrize("name", ["lcoal", "../local", "a\nb", "local; ls", ""])
 def test_an_unknown_cluster_names_the_known_ones(name: str) -> None:
-    with pytest.raises(ConfigError, match="There are: .*local") as caught:
+    with pytest.raises(ConfigError, match=r"There are: .*local") as caught:
         load_cluster(name)
     assert caught.value.exit_code == 2
 

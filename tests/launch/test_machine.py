@@ -72,7 +72,9 @@ def test_num_cores_is_what_this_process_may_use() -> None:
     assert 1 <= num_cores() <= len(os.sched_getaffinity(0))
 
 
-@pytest.mark.parametrize(("visible", "devices"), [("0,2", ["0", "2"]), ("", []), ("GPU-8f1, MIG-3", ["GPU-8f1", "MIG-3"])])
+@pytest.mark.parametrize(
+    ("visible", "devices"), [("0,2", ["0", "2"]), ("", []), ("GPU-8f1, MIG-3", ["GPU-8f1", "MIG-3"])]
+)
 def test_gpus_that_the_user_hides_stay_hidden(
     monkeypatch: pytest.MonkeyPatch, visible: str, devices: list[str]
 ) -> None:

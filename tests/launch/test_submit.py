@@ -10,6 +10,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -45,18 +46,18 @@ def test_how_each_run_ended(submit_fake: Submit, root: Path) -> None:
 
 
 def test_no_more_at_a_time_than_asked_for_and_in_order(submit_fake: Submit, root: Path) -> None:
-    ledger = submit_fake("", [0, 1, 2, 3], parallel_runs=1)
+    ledger = submit_fake("", [0, 1, 2], parallel_runs=1)
     wait_for_end(root, ledger.campaign)
     attempts = [read_attempts(RunDir(root / job.run_id))[0] for job in ledger.jobs]
-    for earlier, later in zip(attempts, attempts[1:], strict=False):
+    for earlier, later in pairwise(attempts):
         assert earlier["end"] <= later["start"]
 
 
 def test_a_second_campaign_waits_for_the_first(submit_fake: Submit, root: Path) -> None:
-    first = submit_fake("", [0, 1, 2], parallel_runs=1)
-    second = submit_fake("", [3], parallel_runs=1)
+    first = submit_fake("", [0, 1], parallel_runs=1)
+    second = submit_fake("", [2], parallel_runs=1)
     wait_for_end(root, second.campaign)
-    assert states(root, first.campaign) == ["completed"] * 3
+    assert states(root, first.campaign) == ["completed"] * 2
 
 
 def test_only_one_job_waits_ahead(submit_fake: Submit, root: Path) -> None:
@@ -125,7 +126,11 @@ def test_jobs_survive_their_submitter(fake_training: Callable[[str], None], root
         os.killpg(0, signal.SIGKILL)
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True, timeout=60, start_new_session=True
+        [sys.executable, "-c", textwrap.dedent(code)],
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        start_new_session=True,
     )
     campaign = done.stdout.strip()
     wait_until(lambda: states(root, campaign) == ["running"], "the run without its submitter")
@@ -136,14 +141,12 @@ def test_jobs_survive_their_submitter(fake_training: Callable[[str], None], root
     assert run_states(root, campaign)[0].detail == "SIGTERM"
 
 
-def test_submissions_in_the_same_second_share_nothing(
-    fake_training: Callable[[str], None], root: Path
-) -> None:
+def test_submissions_in_the_same_second_share_nothing(fake_training: Callable[[str], None], root: Path) -> None:
     planned = plan(["swae3d"], ["before"], [0], "tiny")
-    with ThreadPoolExecutor(3) as pool:
-        ledgers = list(pool.map(lambda _: submit(planned, "swae3d", local(), root), range(3)))
-    assert len({ledger.campaign for ledger in ledgers}) == 3
-    assert len({ledger.jobs[0].run_id for ledger in ledgers}) == 3
+    with ThreadPoolExecutor(2) as pool:
+        ledgers = list(pool.map(lambda _: submit(planned, "swae3d", local(), root), range(2)))
+    assert len({ledger.campaign for ledger in ledgers}) == 2
+    assert len({ledger.jobs[0].run_id for ledger in ledgers}) == 2
     for ledger in ledgers:
         assert [state.state for state in wait_for_end(root, ledger.campaign)] == ["completed"]
 

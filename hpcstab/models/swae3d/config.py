@@ -13,11 +13,15 @@ class Network(Section):
     """Encoder 1 -> channels -> latent and its mirror, on cubes of ``block_size`` = 2 ** len(channels).
 
     ``gdn_init``: ``identity`` is beta 1, gamma 0.1 I; ``first_batch`` is beta 1e-6, gamma 0.1 randn, which
-    takes the square root of a negative number in the first forward pass.
+    takes the square root of a negative number in the first forward pass. ``gdn_beta`` is where beta starts
+    under ``identity`` and in the bounded form. ``conv_init``: ``default`` is PyTorch's, ``fan_in`` keeps the
+    variance of a signal from layer to layer.
     """
 
     normalization: Literal["gdn", "batchnorm", "gdn_bounded"]
     gdn_init: Literal["identity", "first_batch"]
+    gdn_beta: float = Field(gt=0)
+    conv_init: Literal["default", "fan_in"]
     channels: Annotated[tuple[int, ...], Strict(False)] = Field(min_length=1)
     latent_dim: int = Field(ge=1)
     block_size: int = Field(ge=2)

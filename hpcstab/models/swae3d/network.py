@@ -34,7 +34,8 @@ def _divisive_normalization(features: Tensor, beta: Tensor, gamma: Tensor, inver
 
     features (B, C, D, H, W), beta (C,), gamma (C, C); returns (B, C, D, H, W) as a channels-last view.
     """
-    # A linear layer over the channels: on CPU 1.1 to 3 times faster than a 1x1x1 convolution at 8^3 blocks.
+    # A linear layer over the channels: alone up to 3 times faster on CPU than a 1x1x1 convolution at the widths
+    # of this network, in a whole training step within 3 % of it.
     voxels = features.movedim(1, -1)
     radicand = functional.linear(voxels.square(), gamma, beta)
     normalized = voxels * (radicand.sqrt() if inverse else radicand.rsqrt())

@@ -57,6 +57,8 @@ class Task:
         return SlicedWassersteinAutoencoder(
             normalization=network.normalization,
             gdn_init=network.gdn_init,
+            gdn_beta=network.gdn_beta,
+            conv_init=network.conv_init,
             latent_dim=network.latent_dim,
             channels=network.channels,
             block_size=network.block_size,

@@ -88,9 +88,7 @@ def environment(run, attempt, stop_requested):
     return complete(run, attempt, stop_requested)
 
 
-BEHAVIOURS = {
-    f.__name__: f for f in (complete, diverge, fail, refuse, bug, crash, wait, hang, environment)
-}
+BEHAVIOURS = {f.__name__: f for f in (complete, diverge, fail, refuse, bug, crash, wait, hang, environment)}
 
 _module = types.ModuleType("hpcstab.execute")
 _module.execute = execute

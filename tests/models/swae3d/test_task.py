@@ -82,7 +82,7 @@ def test_honest_split_holds_out_whole_combinations() -> None:
     trained = {volumes.functions[index].wave_numbers for index in volumes.ids["train"]}
     assert held_out
     assert not held_out & trained
-    assert len(volumes.ids["train"]) == 80
+    assert len(volumes.ids["train"]) == 200
 
 
 def test_the_write_ups_set_leaks_and_the_check_says_so() -> None:

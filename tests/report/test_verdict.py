@@ -1,0 +1,111 @@
+"""The sentence that a reader takes away, for the patterns that occur."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hpcstab.report.compare import compare_pairs
+from hpcstab.report.sections import Section
+from hpcstab.report.tables import variant_table
+from hpcstab.report.verdict import certainty_notes, verdict_sentence
+from hpcstab.rundir import RunDir
+from tests.report.synthetic import campaign_of, make_run
+from tests.report.test_compare import section_of
+
+
+def verdict_of(runs: list[RunDir]) -> str:
+    section = section_of(runs)
+    return verdict_sentence(section, compare_pairs(section))
+
+
+def notes_of(section: Section) -> str:
+    return " ".join(certainty_notes(section, compare_pairs(section)))
+
+
+def test_the_expected_picture(tmp_path: Path) -> None:
+    assert verdict_of(campaign_of(tmp_path)) == (
+        "swae3d at scale quick, 40 steps: before went non-finite in 3 of 3 seeds (first at steps 8, 19, 31); "
+        "after stayed finite in 3 of 3 seeds but did not learn (−0.20 dB against the mean predictor, still rising); "
+        "cured stayed finite and learned in 3 of 3 seeds (+1.20 dB against the mean predictor, still rising); "
+        "with n=3 paired seeds p < 0.05 cannot be reached."
+    )
+
+
+def test_with_six_seeds_p_is_stated(tmp_path: Path) -> None:
+    text = verdict_of(campaign_of(tmp_path, seeds=6))
+    assert "after beats before in 6 of 6, p = 0.031" in text and "cannot be reached" not in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ({"masked": 2}, "after stayed finite only with a mask or a refused step in 1 of 1 seeds"),
+        ({"state": "running", "steps": 20}, "after 1 of 1 still running, finite so far (after 20 steps)"),
+        ({"state": "failed", "steps": 0}, "after 1 of 1 crashed (after 0 steps; a crash is no answer about stability)"),
+        ({"state": "lost", "steps": 20}, "after 1 of 1 lost before the horizon, finite so far (after 20 steps)"),
+        ({"state": "queued"}, "after 1 of 1 not started"),
+        ({"fails_at": 0}, "after went non-finite in 1 of 1 seeds (at step 0)"),
+    ],
+)
+def test_what_became_of_one_run(tmp_path: Path, kind: dict[str, object], expected: str) -> None:
+    assert expected in verdict_of([make_run(tmp_path, "after", **kind)])  # type: ignore[arg-type]
+
+
+def test_every_run_of_a_mixed_variant_is_in_the_sentence(tmp_path: Path) -> None:
+    runs = [
+        make_run(tmp_path, "after", 0, fails_at=8),
+        make_run(tmp_path, "after", 1, gain=1.0),
+        make_run(tmp_path, "after", 2, gain=-1.0),
+        make_run(tmp_path, "after", 3, state="failed", steps=0),
+    ]
+    text = verdict_of(runs)
+    for part in (
+        "went non-finite in 1 of 4 seeds (at step 8)",
+        "stayed finite and learned in 1 of 4",
+        "stayed finite in 1 of 4 seeds but did not learn",
+        "1 of 4 crashed",
+        "nothing was run to compare with",
+    ):
+        assert part in text
+
+
+def test_a_dead_run_has_no_final_score_and_is_counted(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, "before", 0, fails_at=25, gain=9.0), make_run(tmp_path, "before", 1, gain=1.0)]
+    (row, *_) = variant_table(section_of(runs)).rows
+    assert row[:5] == ("before", "2", "1 of 2", "25, none", "died, 15.00")
+    assert row[5].startswith("18.00†")
+
+
+def test_many_runs_rank_the_dead_last_in_the_median(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, "before", seed, fails_at=8) for seed in range(2)]
+    runs += [make_run(tmp_path, "before", seed, gain=float(seed)) for seed in range(2, 6)]
+    (row, *_) = variant_table(section_of(runs)).rows
+    assert row[4] == "16.50 [16.00, 19.00], 2 of 6 without"  # median of (dead, dead, 16, 17, 18, 19)
+
+
+def test_notes_say_what_the_sentence_cannot(tmp_path: Path) -> None:
+    notes = notes_of(section_of(campaign_of(tmp_path)))
+    assert "No failure in 3 runs (after, cured) still allows a failure rate of up to 63 %" in notes
+    assert "batch sizes differ (32 in before, cured; 16 in after)" in notes
+    assert "Several keys differ from before at once (after 5)" in notes
+    assert "losses are different quantities" in notes
+
+
+def test_notes_name_declared_flaws_and_edited_records(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, "before+repeated"), make_run(tmp_path, "before")]
+    section = section_of(runs)
+    section.runs[0].identity["claims"].clear()  # type: ignore[index]
+    section.runs[1].identity["code_digest"] = "other"  # type: ignore[index]
+    notes = notes_of(section)
+    assert "On purpose, before+repeated carries the flaw repeated" in notes
+    assert "differ in data.functions: their figures are not measured on the same data" in notes
+    assert "different states of the code" in notes and "claims were edited" in notes
+
+
+def test_many_variants_keep_the_sentence_short(tmp_path: Path) -> None:
+    variants = ["before", "before+clip", "before+lower_lr", "before+batchnorm", "after"]
+    runs = [make_run(tmp_path, variant, fails_at=8 if "+" in variant[:12] else None) for variant in variants]
+    text = verdict_of(runs)
+    assert "before+clip, before+lower_lr, before+batchnorm failed in every run" in text
