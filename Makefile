@@ -1,6 +1,6 @@
 # Every target sets up what it needs; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup submit status watch report test test-slow check bench reports clean
+.PHONY: help setup submit status watch report test test-slow torture check bench reports clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -39,6 +39,9 @@ report: $(READY)  ## report of the newest campaign of MODEL
 test: $(READY)  ## all quick tests (at most 5 minutes)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m 'not slow'
 
+torture: $(READY)  ## hundreds of kills; prints the table of reports/torture
+	$(VENV)/bin/python -m tests.torture.kill_training
+
 test-slow: $(READY)  ## tests that take minutes (at most 20 minutes)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m slow
 
@@ -48,7 +51,7 @@ check: $(READY)  ## format, lint, types
 	$(VENV)/bin/mypy
 
 bench: $(READY)  ## start-up and status timings, as printed figures
-	$(VENV)/bin/python tests/benchmarks/startup.py
+	$(VENV)/bin/python -m tests.benchmarks.startup
 
 reports: $(READY)  ## rebuild the reference report under reports/ (tens of minutes)
 	$(HPCSTAB) submit swae3d --scale small --wait --report reports/swae3d-small

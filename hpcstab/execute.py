@@ -5,8 +5,8 @@ What a run trains is read back from its folder alone, so that a folder carried e
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from hpcstab.config import (
     read_yaml_mapping,
     validate_section,
 )
-from hpcstab.errors import HpcstabError
+from hpcstab.errors import HpcstabError, RunError
 from hpcstab.rundir import RunDir, read_json, remove_asides, write_json
 from hpcstab.task import Task, TaskFactory
 
@@ -48,8 +48,8 @@ def execute(run: RunDir, attempt: int, stop_requested: Callable[[], str | None] 
     try:
         result = _train(run, attempt, stop_requested)
     except HpcstabError as error:
-        print(f"hpcstab: {error}", file=sys.stderr)
-        _record_failure(run, attempt, str(error))
+        with contextlib.suppress(RunError):  # the disk that is full for the run is full for its status as well
+            _record_failure(run, attempt, str(error))
         raise
     except Exception as error:
         traceback.print_exc()
@@ -95,9 +95,5 @@ def _train(run: RunDir, attempt: int, stop_requested: Callable[[], str | None]) 
 
 def _record_failure(run: RunDir, attempt: int, reason: str) -> None:
     status: dict[str, Any] = read_json(run.status_json) or {"step": 0, "total_steps": None, "update": 0}
-    try:
-        write_json(
-            run.status_json, {**status, "state": "failed", "error": reason, "attempt": attempt, "time": time.time()}
-        )
-    except HpcstabError as error:  # the disk that is full for the run is full for its status as well
-        print(f"hpcstab: {error}", file=sys.stderr)
+    failed = {"state": "failed", "error": reason, "attempt": attempt, "time": time.time()}
+    write_json(run.status_json, status | failed)

@@ -153,9 +153,7 @@ def test_no_grab_bag_modules() -> None:
 
 
 def test_nobody_imports_the_command() -> None:
-    wrong = [
-        where(entry) for room, entry in all_imports() if room != "cli" and entry.module.startswith("hpcstab.cli")
-    ]
+    wrong = [where(entry) for room, entry in all_imports() if room != "cli" and entry.module.startswith("hpcstab.cli")]
     assert not wrong, "\n".join(wrong)
 
 

@@ -49,5 +49,7 @@ def test_too_many_runs_are_refused() -> None:
 @pytest.mark.parametrize("name", yaml_names("jobs/campaigns"))
 def test_every_committed_campaign_plans(name: str) -> None:
     campaign = load_campaign(name)
-    planned = plan(list(campaign.models), list(campaign.variants), parse_seeds(campaign.seeds), campaign.scale or "quick")
+    planned = plan(
+        list(campaign.models), list(campaign.variants), parse_seeds(campaign.seeds), campaign.scale or "quick"
+    )
     assert planned

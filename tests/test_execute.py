@@ -33,7 +33,9 @@ def test_config_is_read_back_from_the_folder_alone(make_run: MakeRun) -> None:
     assert yaml.safe_load(run.config_yaml.read_text())["trainer"]["evaluate_every"] == {"steps": 3}
 
 
-def test_a_crash_is_recorded_with_its_error(make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_crash_is_recorded_with_its_error(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A task of a user's own that raises in the middle: state failed, the traceback in the log, no exception."""
     (tmp_path / "broken.py").write_text(
         "from hpcstab.models.swae3d.task import Task as Base\n\n\n"
@@ -62,7 +64,7 @@ def test_a_run_that_needs_tensorboard_says_so(make_run: MakeRun, monkeypatch: py
         execute(run, begin_attempt(run, {}))
     optional = make_run(settings=["trainer.tensorboard=optional", "trainer.max_steps=1"])
     assert execute(optional, begin_attempt(optional, {})).state == "completed"
-    assert [event["kind"] for event in read_events(optional.events_jsonl)][0] == "tensorboard_absent"
+    assert next(iter(read_events(optional.events_jsonl)))["kind"] == "tensorboard_absent"
 
 
 def _limit_file_size() -> None:

@@ -56,7 +56,7 @@ def test_run_is_found_by_path_id_and_unique_part(tmp_path: Path) -> None:
 
 def test_unwritable_root_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="run root .* cannot be written: .*choose another --root") as caught:
+    with pytest.raises(RunError, match=r"run root .* cannot be written: .*choose another --root") as caught:
         new_run(tmp_path / "file" / "runs")
     assert caught.value.exit_code == 2
 
@@ -85,7 +85,7 @@ def test_failed_write_leaves_the_old_file_and_no_aside(tmp_path: Path, monkeypat
 
 def test_corrupt_json_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{")
-    with pytest.raises(RunError, match="a.json"):
+    with pytest.raises(RunError, match=r"a\.json"):
         read_json(tmp_path / "a.json")
     (tmp_path / "b.json").write_text("[]")
     with pytest.raises(RunError, match="not a JSON mapping"):

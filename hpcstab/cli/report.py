@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -35,16 +36,26 @@ def report(
     from hpcstab.cli.terminal import print_json
     from hpcstab.report import write_report
 
-    name, runs = choose_runs(names or [], all_runs, root, configs)
-    written = write_report(runs, out or DEFAULT_OUT / name)
+    choice = choose_runs(names or [], all_runs, root, configs)
+    written = write_report(choice.runs, out or DEFAULT_OUT / choice.folder)
     if as_json:
         print_json(as_mapping(written))
-    else:
-        print_report(written)
+        return
+    print_report(written)
+    if choice.num_left_out:
+        print(f"not in it: {choice.num_left_out} older runs and runs of `train`; --all takes all")
 
 
-def choose_runs(names: list[str], all_runs: bool, root: Path, configs: Path | None) -> tuple[str, list[RunDir]]:
-    """(name for the report's folder, runs) that the arguments ask for.
+class Choice(NamedTuple):
+    """What the arguments ask for: a name for the report's folder, its runs, how many of the models are left out."""
+
+    folder: str
+    runs: list[RunDir]
+    num_left_out: int
+
+
+def choose_runs(names: list[str], all_runs: bool, root: Path, configs: Path | None) -> Choice:
+    """Models and runs by name; of a model the newest campaign, unless all its runs are asked for.
 
     Raises:
         RunError: a name is neither a model nor a run, or there is nothing to report on.
@@ -54,24 +65,25 @@ def choose_runs(names: list[str], all_runs: bool, root: Path, configs: Path | No
     from hpcstab.report.select import models_under, newest_campaign_runs, runs_of_model
     from hpcstab.rundir import find_run
 
-    now = f"{datetime.now():%Y%m%d_%H%M%S}"
     models = [name for name in names if name in {*models_under(root), *model_names(configs)}]
     runs = [find_run(name, root) for name in names if name not in models]
-    folder = f"{'_'.join(dict.fromkeys([*models, *(run.path.parts[-3] for run in runs)])) or 'all'}_{now}"
+    about = dict.fromkeys([*models, *(run.path.parts[-3] for run in runs)])
+    folder = f"{'_'.join(about) or 'all'}_{datetime.now():%Y%m%d_%H%M%S}"
+    num_left_out = 0
     every_model: list[str | None] = [None]
     for model in models or (every_model if not names else []):
+        campaign, chosen = newest_campaign_runs(root, model)
         if all_runs:
-            chosen = runs_of_model(root, model)
-        else:
-            campaign, chosen = newest_campaign_runs(root, model)
-            folder = campaign if campaign and len(names) <= 1 else folder
+            campaign, chosen = None, runs_of_model(root, model)
         if not chosen:
+            of_model = f" of {model}" if model else ""
             raise RunError(
-                f"no runs{f' of {model}' if model else ''} under '{root}' to report on;"
-                f" `hpcstab submit {model or 'MODEL'}` makes some"
+                f"no runs{of_model} under '{root}' to report on; `hpcstab submit {model or 'MODEL'}` makes some"
             )
+        num_left_out += len(runs_of_model(root, model)) - len(chosen)
+        folder = campaign if campaign and len(names) <= 1 else folder
         runs += chosen
-    return folder, list(dict.fromkeys(runs))
+    return Choice(re.sub(r"[^\w+.-]", "_", folder).lstrip("."), list(dict.fromkeys(runs)), num_left_out)
 
 
 def print_report(written: Report) -> None:

@@ -6,6 +6,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpcstab.errors import EXIT_WRONG_REQUEST, LaunchError
 from hpcstab.launch.ledger import Ledger, find_job, is_campaign_id, ledger_path, mark_cancelled, read_ledger
 from hpcstab.launch.queue import run_state
 from hpcstab.launch.state import collect, responsible_process
@@ -28,6 +29,8 @@ def cancel(what: str, root: Path) -> list[Cancelled]:
         RunError: nothing or several runs match.
         LaunchError: the ledger cannot be read, or a process belongs to another user.
     """
+    if not what:  # a part of every run: an unset variable of a script must not cancel anything
+        raise LaunchError("cancel wants a run or a campaign, got ''", exit_code=EXIT_WRONG_REQUEST)
     if is_campaign_id(what) and ledger_path(root, what).exists():
         return cancel_campaign(ledger_path(root, what))
     run = find_run(what, root)

@@ -119,7 +119,7 @@ def read_ledger(path: Path) -> Ledger:
     except RunError as error:
         raise LaunchError(str(error)) from None
     if values is None:
-        raise LaunchError(f"{path}: there is no such campaign; `hpcstab status` lists runs and campaigns")
+        raise LaunchError(f"there is no campaign '{path.stem}' under '{path.parents[1]}'", exit_code=EXIT_WRONG_REQUEST)
     try:
         return Ledger.model_validate(values)
     except pydantic.ValidationError as error:

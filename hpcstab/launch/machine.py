@@ -89,12 +89,15 @@ def num_cores() -> int:
 
 
 def gpu_devices() -> list[str] | None:
-    """GPUs as CUDA_VISIBLE_DEVICES names them; None where there are none and nothing is to be hidden."""
+    """GPUs as CUDA_VISIBLE_DEVICES names them; None where there are none and nothing is to be hidden.
+
+    CUDA counts what it finds from 0: in a container /dev/nvidia3 alone is its device 0.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [device.strip() for device in visible.split(",") if device.strip()]
-    numbers = [path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*")]
-    return sorted((number for number in numbers if number.isdigit()), key=int) or None
+    nodes = [path for path in Path("/dev").glob("nvidia[0-9]*") if path.name.removeprefix("nvidia").isdigit()]
+    return [str(index) for index in range(len(nodes))] or None
 
 
 def gpu_driver() -> str | None:

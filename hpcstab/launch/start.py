@@ -20,7 +20,7 @@ from hpcstab.launch.ledger import read_ledger, submission_folder, updating
 from hpcstab.launch.machine import Process
 from hpcstab.launch.slots import turn
 
-_POLL_S = 0.1
+_POLL_S = 0.2
 # submitit counts a time limit from when the process starts, waiting included: ours counts from the slot
 _NO_LIMIT_MIN = 366 * 24 * 60
 
@@ -34,7 +34,7 @@ def start_all(path: Path) -> None:
     started: list[Any] = []
     with turn(path.parents[1]):
         for job in ledger.jobs:
-            while _num_unfinished(started) > ledger.resources.parallel_runs:
+            while _num_unfinished(started) > ledger.resources.parallel_runs and not _is_cancelled(path, job.index):
                 time.sleep(_POLL_S)
             if _num_unfinished(started) >= ledger.resources.parallel_runs:
                 _wait_until_in_queue(path, started)
@@ -44,6 +44,10 @@ def start_all(path: Path) -> None:
 
 def _num_unfinished(started: list[Any]) -> int:
     return sum(not job.done() for job in started)
+
+
+def _is_cancelled(path: Path, index: int) -> bool:
+    return read_ledger(path).jobs[index].cancelled_at is not None
 
 
 def _wait_until_in_queue(path: Path, started: list[Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shlex
 import shutil
@@ -152,6 +153,8 @@ def _taken_over(path: Path, starter: subprocess.Popen[bytes], log: Path) -> Ledg
 
 
 def _starter_environment(threads: int) -> dict[str, str]:
-    """Jobs import what this process imports: a folder that is called like a package is not in their way."""
-    path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+    """Jobs import what this process imports: a folder here that is called like a package is not in their way."""
+    library = f"python{sys.version_info.major}{sys.version_info.minor}.zip"  # the first that Python adds by itself
+    own = itertools.takewhile(lambda entry: Path(entry).name != library, sys.path)
+    path = os.pathsep.join(entry or str(Path.cwd()) for entry in own)
     return {**os.environ, **thread_variables(threads), "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}

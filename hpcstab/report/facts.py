@@ -187,22 +187,22 @@ def _cost(run: LoadedRun) -> Row:
         row["hours"] = float(run.rows.groupby("attempt")["time_s"].max().sum()) / 3600
         row["step_time_ms"] = float(run.history["step_time_s"].median()) * 1000
         row["peak_mem_gib"] = float(run.rows["peak_mem_gib"].max())
-    last = run.attempts[-1] if run.attempts else {}
+    machine = machine_of(run)
     return {
         **row,
-        "device": device_of(run),
-        "cuda": int(bool(last.get("gpus"))),
-        "threads": last.get("num_threads"),
+        "device": machine.get("device_name"),
+        "cuda": int(str(machine.get("device", "")).startswith("cuda")),
+        "threads": machine.get("num_threads"),
+        "node": run.attempts[-1].get("node") if run.attempts else None,
         "attempts": len(run.attempts),
         "error": run.status.get("error") or "; ".join(run.problems) or None,
     }
 
 
-def device_of(run: LoadedRun) -> str | None:
-    """The GPUs of the last attempt, else its processor."""
-    last = run.attempts[-1] if run.attempts else {}
-    gpus = [str(name) for name in last.get("gpus") or []]
-    return ", ".join(dict.fromkeys(gpus)) or (f"CPU {last['cpu']}" if last.get("cpu") else None)
+def machine_of(run: LoadedRun) -> Mapping[str, Any]:
+    """``device``, ``device_name`` and ``num_threads`` of the last attempt that began to train."""
+    starts = [event.get("data", {}) for event in run.events if event["kind"] == "train_start"]
+    return starts[-1] if starts else {}
 
 
 def figure(row: Mapping[str, Any], column: str) -> float | None:

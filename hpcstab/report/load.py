@@ -104,8 +104,10 @@ class LoadedRun:
 
     @property
     def data_key(self) -> str:
-        """Equal for runs whose figures are measured on the same data, given the same seed."""
-        data = self.config.get("data", {})
+        """Equal for runs whose figures are measured on the same data, given the same seed; empty where unknown."""
+        data = self.config.get("data")
+        if not data:
+            return ""
         return json.dumps({key: data[key] for key in sorted(data) if key not in DATA_UPKEEP}, default=str)
 
     @property
@@ -236,7 +238,7 @@ def _read_task(run: RunDir) -> dict[str, Any]:
 def _read_events(run: RunDir) -> list[dict[str, Any]]:
     events = read_events(run.events_jsonl)
     for event in events:
-        int(event["step"]), str(event["kind"])
+        int(event["step"]), str(event["kind"]), dict(event["data"])
     return events
 
 
@@ -252,9 +254,10 @@ def _judgement(run: RunDir, status: Mapping[str, Any]) -> Mapping[str, Any]:
     written = status.get("judgement")
     judgement = written if isinstance(written, dict) else judge(run).as_json()
     for question in ("finite", "learned", "unmasked"):
-        if judgement[question]["answer"] not in ("yes", "no", "unknown"):
+        answer = judgement[question]
+        if answer["answer"] not in ("yes", "no", "unknown") or not isinstance(answer["evidence"], list):
             raise ValueError(f"'{question}' has no answer")
-    return judgement
+    return {**judgement, "stable": judgement["stable"] is True}
 
 
 def _unknown(problems: list[str]) -> Mapping[str, Any]:

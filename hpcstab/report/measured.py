@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from hpcstab.report.differences import show_value
-from hpcstab.report.facts import device_of, samples_seen
+from hpcstab.report.facts import machine_of, samples_seen
 from hpcstab.report.load import LoadedRun
 from hpcstab.report.outcome import RISING_SHARE
 from hpcstab.report.sections import Group, Section
@@ -28,8 +28,7 @@ def how_measured(section: Section) -> list[tuple[str, str]]:
         ("seeds", "; ".join(f"{group.label} {', '.join(map(str, group.seeds))}" for group in section.groups)),
         ("samples seen", "; ".join(f"{group.label} {_samples(group, section)}" for group in section.groups)),
         ("data", _distinct(runs, _data_text)),
-        ("device", _distinct(runs, lambda run: device_of(run) or "unknown")),
-        ("threads", _distinct(runs, lambda run: run.attempts[-1].get("num_threads", "?") if run.attempts else "?")),
+        ("device", _distinct(runs, _machine_text)),
         ("code", _distinct(runs, _code_text)),
         ("packages", _distinct(runs, _packages_text)),
         ("signatures", "; ".join(f"{group.label} {_distinct(group.runs, _signature)}" for group in section.groups)),
@@ -90,6 +89,14 @@ def _duration_factor(run: LoadedRun) -> str:
 def _data_text(run: LoadedRun) -> str:
     facts = run.task.get("data", {})
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items()) or "no facts recorded"
+
+
+def _machine_text(run: LoadedRun) -> str:
+    machine = machine_of(run)
+    if not machine:
+        return "none, the training never began"
+    threads = machine.get("num_threads", "?")
+    return f"{machine.get('device', '?')} ({machine.get('device_name', '?')}), threads {threads}"
 
 
 def _code_text(run: LoadedRun) -> str:

@@ -107,10 +107,11 @@ class Section:
         """Runs by the data they were measured on, each with a note for its baselines; most runs first, unmarked."""
         found: dict[str, list[LoadedRun]] = {}
         for run in self.runs:
-            found.setdefault(run.data_key, []).append(run)
-        first, *others = sorted(found.values(), key=len, reverse=True)
-        notes = [f" on the data of {', '.join(dict.fromkeys(run.label for run in runs))}" for runs in others]
-        return [("", first), *zip(notes, others, strict=True)]
+            if run.data_key:
+                found.setdefault(run.data_key, []).append(run)
+        by_size = sorted(found.values(), key=len, reverse=True)
+        notes = [f" on the data of {', '.join(dict.fromkeys(run.label for run in runs))}" for runs in by_size]
+        return list(zip(["", *notes[1:]], by_size, strict=False))
 
     @cached_property
     def declaration(self) -> str:

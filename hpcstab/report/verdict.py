@@ -11,7 +11,7 @@ from hpcstab.report.differences import ConfigDifference, config_differences, dec
 from hpcstab.report.load import DATA_UPKEEP
 from hpcstab.report.outcome import Outcome, baselines
 from hpcstab.report.sections import Group, Section, declared_digest
-from hpcstab.report.words import signed, unit_of
+from hpcstab.report.words import printable, signed, unit_of
 
 _MAX_CLAUSES = 4
 _NAMED = ("before", "after", "cured")
@@ -79,6 +79,9 @@ def _finite_clause(outcomes: Sequence[Outcome], how: str, n: int, word: str, sec
     rising = sum(outcome.rising is True for outcome in outcomes)
     if rising:
         details.append("still rising" if rising == len(outcomes) else f"still rising in {rising}")
+    later = [str(outcome.run.first_failure_step) for outcome in outcomes if outcome.run.first_failure_step is not None]
+    if later:
+        details.append(f"{len(later)} failed beyond it, at step {', '.join(later)}")
     brackets = f" ({', '.join(details)})" if details else ""
     share = f"{len(outcomes)} of {n} {word}"
     return how.format(share=share) + brackets
@@ -207,6 +210,11 @@ def _record_notes(section: Section) -> list[str]:
             f"Some seeds ran more than once ({', '.join(repeated)}): every run is counted, and a seed enters a pair"
             " as the mean over its runs"
         )
+    notes += [
+        f"Crashed: {run.run_id}: {printable(run.status['error'])}"
+        for run in runs
+        if run.state == "failed" and run.status.get("error")
+    ]
     return notes + [f"Not readable in {run.run_id}: {'; '.join(run.problems)}" for run in runs if run.problems]
 
 

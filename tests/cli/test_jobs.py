@@ -89,7 +89,7 @@ def test_live_table_on_a_terminal(command: Command, tmp_path: Path) -> None:
         shown.append(os.read(descriptor, 65536))
         return shown[-1]
 
-    with open(os.devnull, "w") as nowhere:
+    with Path(os.devnull).open("w") as nowhere:
         before = os.dup(1)
         os.dup2(nowhere.fileno(), 1)  # pty.spawn copies what it reads
         try:

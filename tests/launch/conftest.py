@@ -15,6 +15,7 @@ from hpcstab.launch.clusters import Cluster, load_cluster
 from hpcstab.launch.ledger import Ledger, ledger_path
 from hpcstab.launch.queue import RunState, run_states
 from hpcstab.launch.submit import submit
+from tests.conftest import REPOSITORY
 
 FAKE_TRAINING = Path(__file__).with_name("fake_training")
 Submit = Callable[..., Ledger]
@@ -24,7 +25,8 @@ Submit = Callable[..., Ledger]
 def fake_training(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """``fake_training("0=complete,1=crash")``: what the trainer does in the processes started after it, by seed."""
     monkeypatch.syspath_prepend(str(FAKE_TRAINING))  # jobs import what their submitter imports
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(FAKE_TRAINING), os.environ.get("PYTHONPATH", "")]))
+    before = [path for path in (os.environ.get("PYTHONPATH"),) if path]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(FAKE_TRAINING), str(REPOSITORY), *before]))
 
     def set_plan(plan: str) -> None:
         monkeypatch.setenv("HPCSTAB_TEST_TRAINING", plan)
@@ -61,7 +63,7 @@ def local(**changes: object) -> Cluster:
     return load_cluster("local").model_copy(update=changes)
 
 
-def wait_until(condition: Callable[[], object], what: str, patience_s: float = 30.0) -> None:
+def wait_until(condition: Callable[[], object], what: str, patience_s: float = 60.0) -> None:
     deadline = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < deadline, f"waited {patience_s:.0f} s for: {what}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcstab.errors import RunError
+from hpcstab.errors import LaunchError, RunError
 from hpcstab.launch.cancel import cancel
 from hpcstab.launch.job_body import run_job
 from hpcstab.launch.ledger import ledger_path, mark_cancelled, read_ledger
@@ -41,15 +41,14 @@ def test_a_whole_campaign(submit_fake: Submit, root: Path) -> None:
     assert {(result.asked, result.outcome) for result in again} == {(False, "nothing to cancel: cancelled")}
 
 
-@pytest.mark.parametrize("index", [0, 1, 2])
-def test_one_run_and_the_others_go_on(submit_fake: Submit, root: Path, index: int) -> None:
+def test_one_run_and_the_others_go_on(submit_fake: Submit, root: Path) -> None:
     campaign = running_waiting_and_not_started(submit_fake, root)
-    run_id = read_ledger(ledger_path(root, campaign)).jobs[index].run_id
-    (result,) = cancel(run_id.rsplit("/", 1)[1], root)
-    assert (result.run_id, result.asked) == (run_id, True)
-    wait_until(lambda: states(root, campaign)[index] == "cancelled", f"the end of run {index}")
-    others = [state for other, state in enumerate(states(root, campaign)) if other != index]
-    assert set(others) <= {"running", "queued"}
+    jobs = read_ledger(ledger_path(root, campaign)).jobs
+    for index in (2, 1, 0):
+        (result,) = cancel(jobs[index].run_id.rsplit("/", 1)[1], root)
+        assert (result.run_id, result.asked) == (jobs[index].run_id, True)
+        wait_until(lambda ended=index: states(root, campaign)[ended] == "cancelled", f"the end of run {index}")
+        assert states(root, campaign)[:index] == ["running", "queued"][:index]
 
 
 def test_the_request_counts_where_the_signal_was_lost(make_run: MakeRun, root: Path) -> None:
@@ -80,8 +79,15 @@ def test_a_run_that_ignores_the_request_stays_running_until_it_is_killed(submit_
     assert [state.state for state in wait_for_end(root, ledger.campaign)] == ["cancelled"]
 
 
-@pytest.mark.parametrize("what", ["nothing", "swae3d_20260101_000000", "../../etc", ""])
+@pytest.mark.parametrize("what", ["nothing", "swae3d_20260101_000000", "../../etc"])
 def test_nothing_matches(root: Path, what: str) -> None:
     with pytest.raises(RunError, match="no run matches") as caught:
         cancel(what, root)
     assert caught.value.exit_code == 2
+
+
+def test_an_empty_name_is_not_the_only_run(submit_fake: Submit, root: Path) -> None:
+    ledger = submit_fake("0=wait", [0])
+    with pytest.raises(LaunchError, match="wants a run or a campaign"):
+        cancel("", root)
+    assert set(states(root, ledger.campaign)) <= {"queued", "running"}

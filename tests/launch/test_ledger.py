@@ -146,5 +146,5 @@ def test_a_root_that_cannot_be_written(tmp_path: Path, place: str) -> None:
 
 
 def test_no_such_campaign(root: Path) -> None:
-    with pytest.raises(HpcstabError, match="there is no such campaign"):
+    with pytest.raises(HpcstabError, match="there is no campaign"):
         read_ledger(ledger_path(root, "swae3d_20260101_000000"))

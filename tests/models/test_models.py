@@ -18,7 +18,8 @@ FIXES = [(model, fix) for model in MODELS for fix in load_experiment(model).file
 def numbers(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     """Rows without what a clock or the machine writes."""
     return [
-        {name: cell for name, cell in row.items() if name not in ("time_s", "step_time_s", "peak_mem_gib")} for row in rows
+        {name: cell for name, cell in row.items() if name not in ("time_s", "step_time_s", "peak_mem_gib")}
+        for row in rows
     ]
 
 

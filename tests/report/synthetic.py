@@ -28,7 +28,7 @@ PNG = bytes.fromhex(
 )
 
 
-def make_run(
+def make_run(  # noqa: PLR0913 - a run has that many sides
     root: Path,
     variant: str = "before",
     seed: int = 0,
@@ -50,7 +50,7 @@ def make_run(
     run = create(root, variant, seed, settings, campaign, scale)
     if state == "queued":
         return run
-    attempt = begin_attempt(run, {"node": "node", "gpus": [], "num_threads": 1, "cpu": "test"})
+    attempt = begin_attempt(run, {"node": "node"})
     write_json(run.task_json, task_json())
     if steps:
         write_rows(run, seed, steps, fails_at, masked)
@@ -66,9 +66,7 @@ def make_run(
     return run
 
 
-def create(
-    root: Path, variant: str, seed: int, settings: tuple[str, ...], campaign: str | None, scale: str
-) -> RunDir:
+def create(root: Path, variant: str, seed: int, settings: tuple[str, ...], campaign: str | None, scale: str) -> RunDir:
     """The folder as ``submit`` makes it, with a horizon and a length of ``STEPS``."""
     experiment = load_experiment("swae3d")
     resolved = resolve(experiment, variant, scale, parse_overrides(list(settings)))
@@ -148,6 +146,7 @@ def write_probes(run: RunDir, steps: int) -> None:
 
 def write_status(run: RunDir, state: str, steps: int, fails_at: int | None) -> None:
     events = EventLog(run.events_jsonl, attempt=1)
+    events.write("train_start", 0, 0, device="cpu", device_name="test", num_threads=1)
     if fails_at is not None:
         events.write("first_nonfinite", fails_at, fails_at, loss=math.nan)
         events.write("diverged", fails_at + 9, fails_at + 9, reason="loss non-finite in 10 steps in a row")

@@ -27,7 +27,8 @@ def notes_of(section: Section) -> str:
 def test_the_expected_picture(tmp_path: Path) -> None:
     assert verdict_of(campaign_of(tmp_path)) == (
         "swae3d at scale quick, 40 steps: before went non-finite in 3 of 3 seeds (first at steps 8, 19, 31); "
-        "after stayed finite in 3 of 3 seeds but did not learn (−0.20 dB against the mean predictor, still rising); "
+        "after stayed finite in 3 of 3 seeds but did not learn "
+        "(\N{MINUS SIGN}0.20 dB against the mean predictor, still rising); "
         "cured stayed finite and learned in 3 of 3 seeds (+1.20 dB against the mean predictor, still rising); "
         "with n=3 paired seeds p < 0.05 cannot be reached."
     )
@@ -89,7 +90,7 @@ def test_notes_say_what_the_sentence_cannot(tmp_path: Path) -> None:
     notes = notes_of(section_of(campaign_of(tmp_path)))
     assert "No failure in 3 runs (after, cured) still allows a failure rate of up to 63 %" in notes
     assert "batch sizes differ (32 in before, cured; 16 in after)" in notes
-    assert "Several keys differ from before at once (after 5)" in notes
+    assert "Several keys differ from before at once (after 5" in notes
     assert "losses are different quantities" in notes
 
 
@@ -108,4 +109,15 @@ def test_many_variants_keep_the_sentence_short(tmp_path: Path) -> None:
     variants = ["before", "before+clip", "before+lower_lr", "before+batchnorm", "after"]
     runs = [make_run(tmp_path, variant, fails_at=8 if "+" in variant[:12] else None) for variant in variants]
     text = verdict_of(runs)
-    assert "before+clip, before+lower_lr, before+batchnorm failed in every run" in text
+    assert "before+batchnorm, before+clip, before+lower_lr failed in every run" in text
+
+
+def test_a_death_beyond_the_horizon_is_told(tmp_path: Path) -> None:
+    late, short = make_run(tmp_path, "after", fails_at=30), make_run(tmp_path, "before")
+    short.config_yaml.write_text(short.config_yaml.read_text().replace("max_steps: 40", "max_steps: 20"))
+    assert "1 failed beyond it, at step 30" in verdict_of([late, short])
+
+
+def test_a_crash_is_told_with_its_error(tmp_path: Path) -> None:
+    section = section_of([make_run(tmp_path, "after", state="failed", steps=0)])
+    assert "RuntimeError: out of paper" in notes_of(section)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from hpcstab.config import FailureCondition
 from hpcstab.errors import ConfigError

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from hpcstab.config import DataConfig, FailureCondition, LossesConfig, RunConfig, Section, validate_section
+from hpcstab.config import FailureCondition, LossesConfig, RunConfig, Section, validate_section
 from hpcstab.rundir import RunDir, create_run_dir, write_json
 from hpcstab.task import Baseline, DataFinding, Metric, Partial, Picture, Split, StepContext, Sum
 from hpcstab.training import Trainer
