@@ -110,7 +110,7 @@ def _shortest_name(states: Sequence[RunState]) -> Callable[[RunState], str]:
 def summary(states: Sequence[RunState]) -> str:
     """``9 runs: 2 running, 4 queued, 3 completed``."""
     counts = Counter(state.state for state in states)
-    return f"{len(states)} runs: " + ", ".join(f"{count} {name}" for name, count in counts.items())
+    return f"{len(states)} run{'s' if len(states) != 1 else ''}: " + ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
 def duration(seconds: float) -> str:
@@ -177,9 +177,14 @@ class _ChangeLines:
         for state in states:
             before, at = self._shown.get(state.run_id, (None, -math.inf))
             stepped = before is not None and before.step != state.step and now - at >= _LINE_EVERY_S
-            if before is None or stepped or (before.state, before.value) != (state.state, state.value):
+            if before is None or stepped or _news(before) != _news(state):
                 self._shown[state.run_id] = state, now
                 print(one_line(state), file=self._stream, flush=True)
+
+
+def _news(state: RunState) -> tuple[str, str]:
+    """What is worth a line; the metric as text, since nan is not equal to itself."""
+    return state.state, _metric(state)
 
 
 def _read(campaign: str | None, root: Path) -> tuple[list[RunState], list[str]]:

@@ -8,16 +8,9 @@ run.config.optimizer.lr
 from hpcstab.config.common import DataConfig, LossesConfig, RunConfig
 from hpcstab.config.difference import Difference, differences, overridden
 from hpcstab.config.durations import Duration
-from hpcstab.config.experiment import (
-    Claim,
-    Compare,
-    Experiment,
-    FailureCondition,
-    config_class_of,
-    load_experiment,
-    model_names,
-)
+from hpcstab.config.experiment import Claim, Compare, Experiment, FailureCondition
 from hpcstab.config.external import load_object
+from hpcstab.config.load import config_class_of, load_experiment, model_names
 from hpcstab.config.locate import NAME, find_yaml, yaml_names
 from hpcstab.config.resolve import ResolvedRun, parse_overrides, resolve, signature
 from hpcstab.config.section import Section, leaf_keys, nearest, validate_section

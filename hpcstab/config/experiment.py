@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, Strict, model_validator
 
 from hpcstab.config.common import RunConfig
-from hpcstab.config.locate import NAME, find_yaml, yaml_names
+from hpcstab.config.locate import NAME
 from hpcstab.config.section import Section
-from hpcstab.config.yaml_file import read_yaml_mapping
-from hpcstab.errors import ConfigError
 
 Names = Annotated[tuple[str, ...], Strict(False)]
 Interval = Annotated[tuple[float | None, float | None], Strict(False)]
@@ -119,55 +116,3 @@ class Experiment:
     def fix_order(self) -> list[str]:
         """Names of the fixes in canonical (YAML) order."""
         return list(self.file.fixes)
-
-
-def load_experiment(model: str, configs: Path | None = None) -> Experiment:
-    """``configs/<model>.yaml``, checked whole.
-
-    Raises:
-        ConfigError: the model is unknown, or its YAML is wrong anywhere; with file and dotted path.
-    """
-    from hpcstab.config.check import check_experiment
-    from hpcstab.config.section import validate_section
-
-    path = find_yaml("configs", model, "model", configs)
-    file = validate_section(ExperimentFile, read_yaml_mapping(path), str(path))
-    experiment = Experiment(model, path, file, config_class_of(file.model, str(path)))
-    check_experiment(experiment)
-    return experiment
-
-
-def model_names(configs: Path | None = None) -> list[str]:
-    """All models with a YAML, sorted."""
-    return yaml_names("configs", configs)
-
-
-def config_class_of(reference: str, origin: str) -> type[RunConfig]:
-    """The config class of a model, loaded by name without torch for the models in this package.
-
-    ``reference`` is a folder under ``hpcstab/models`` or, for a model outside this repository,
-    ``package.module:Task`` or ``path/to/file.py:Task`` with the class as ``Task.Config``.
-    """
-    if ":" in reference:
-        from hpcstab.config.external import load_object
-
-        found = getattr(load_object(reference, origin), "Config", None)
-    else:
-        found = _shipped_config_class(reference, origin)
-    if not (isinstance(found, type) and issubclass(found, RunConfig)):
-        raise ConfigError(f"{origin}: model '{reference}' has no Config class that extends hpcstab.config.RunConfig")
-    return found
-
-
-def _shipped_config_class(reference: str, origin: str) -> object:
-    if not NAME.fullmatch(reference):
-        raise ConfigError(
-            f"{origin}: model {reference!r} is neither a model of hpcstab nor 'package.module:Task' or 'file.py:Task'"
-        )
-    module = f"hpcstab.models.{reference}.config"
-    try:
-        return getattr(importlib.import_module(module), "Config", None)
-    except ModuleNotFoundError as error:
-        if error.name and module.startswith(error.name):
-            raise ConfigError(f"{origin}: there is no model '{reference}' in hpcstab/models") from None
-        raise

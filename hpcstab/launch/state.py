@@ -36,6 +36,7 @@ RESULTS = ("completed", "diverged", "halted")
 OPEN = ("queued", "running", "unknown")
 """Not known to have ended."""
 _TRAINER_ENDS = (*RESULTS, "failed")
+_LOOKS = 3  # queued, then running, then ended: more cannot have happened since
 _SILENT_S = 60.0  # the trainer writes status.json at least every 10 s
 
 
@@ -65,7 +66,9 @@ class Evidence:
 def collect(run: RunDir, ledger: Ledger | None = None, job: Job | None = None) -> Evidence:
     """Read what there is; where the process has gone, also what it wrote between our look at its files and at it."""
     seen = _read(run, ledger, job)
-    while seen.alive is False:
+    for _ in range(_LOOKS):
+        if seen.alive is not False:
+            break
         if ledger is not None and job is not None:
             ledger = read_ledger(ledger_path(run.path.parents[2], ledger.campaign))
             job = ledger.jobs[job.index]
@@ -144,19 +147,16 @@ def _is_of(status: Mapping[str, Any], attempt: Mapping[str, Any] | None) -> bool
 def _before_an_attempt(seen: Evidence, now: float) -> Answer:
     if seen.ledger is None or seen.job is None:
         return Answer("unknown", "folder", now, "no attempt was recorded, and no ledger names the run")
-    job, since = seen.job, seen.ledger.created
+    job = seen.job
     if seen.alive:
         return Answer("queued", "process", now, "cancel requested" if job.cancelled_at else None)
     if job.cancelled_at is not None and (seen.alive is False or job.process is None):
         return Answer("cancelled", "ledger", job.cancelled_at)
     if seen.alive is False:
-        never = seen.ledger.error or "its starter ended before it"
-        return Answer(
-            "lost", "process", now, f"was not started: {never}" if job.process is None else "died before Python"
-        )
-    return Answer(
-        "unknown", "ledger", since, f"was submitted on {seen.ledger.owner.host if seen.ledger.owner else '?'}"
-    )
+        never = f"was not started: {seen.ledger.error or 'its starter ended before it'}"
+        return Answer("lost", "process", now, never if job.process is None else "ended before its first attempt")
+    host = seen.ledger.owner.host if seen.ledger.owner else "another machine"
+    return Answer("unknown", "ledger", seen.ledger.created, f"was submitted on {host}")
 
 
 def _ended(seen: Evidence, attempt: Mapping[str, Any], now: float) -> Answer:

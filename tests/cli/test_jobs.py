@@ -99,7 +99,7 @@ def test_live_table_on_a_terminal(command: Command, tmp_path: Path) -> None:
             os.close(before)
     text = b"".join(shown).decode()
     assert os.waitstatus_to_exitcode(code) == 0
-    assert "1 runs: 1 completed" in text
+    assert "1 run: 1 completed" in text
     assert "Traceback" not in text
 
 
