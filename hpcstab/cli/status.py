@@ -110,7 +110,12 @@ def _shortest_name(states: Sequence[RunState]) -> Callable[[RunState], str]:
 def summary(states: Sequence[RunState]) -> str:
     """``9 runs: 2 running, 4 queued, 3 completed``."""
     counts = Counter(state.state for state in states)
-    return f"{len(states)} run{'s' if len(states) != 1 else ''}: " + ", ".join(f"{count} {name}" for name, count in counts.items())
+    return f"{num_runs(len(states))}: " + ", ".join(f"{count} {name}" for name, count in counts.items())
+
+
+def num_runs(count: int) -> str:
+    """``1 run``, ``9 runs``."""
+    return f"{count} run" if count == 1 else f"{count} runs"
 
 
 def duration(seconds: float) -> str:

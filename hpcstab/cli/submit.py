@@ -108,6 +108,7 @@ def _plan(
 
 
 def _show_plan(name: str, planned: list[PlannedRun], cluster: Cluster, root: Path, as_json: bool) -> None:
+    from hpcstab.cli.status import num_runs
     from hpcstab.launch.clusters import gpus_per_run, parallel_runs
     from hpcstab.launch.submit import shown_command
 
@@ -130,7 +131,7 @@ def _show_plan(name: str, planned: list[PlannedRun], cluster: Cluster, root: Pat
     print_table(columns, runs)
     share = f"{cluster.threads_per_run} threads and {facts['gpus_per_run']} GPUs a run"
     limit = f"at most {cluster.time_limit_min} min each"
-    print(f"{len(runs)} runs on cluster '{cluster.name}': {facts['parallel_runs']} at a time, {share}, {limit}")
+    print(f"{num_runs(len(runs))} on cluster '{cluster.name}': {facts['parallel_runs']} at a time, {share}, {limit}")
     print(facts["command"])
 
 
@@ -146,12 +147,12 @@ def _print_submitted(ledger: Ledger, root: Path, as_json: bool) -> None:
 
 def _wait_or_cancel(ledger: Ledger, root: Path, as_json: bool) -> list[RunState]:
     """The states of all runs once they have ended; Ctrl-C cancels them first."""
-    from hpcstab.cli.status import follow_campaign, summary
+    from hpcstab.cli.status import follow_campaign, num_runs, summary
     from hpcstab.launch.cancel import cancel_campaign
     from hpcstab.launch.ledger import ledger_path
 
     stream = sys.stderr if as_json else sys.stdout
-    print(f"campaign {ledger.campaign}: {len(ledger.jobs)} runs; Ctrl-C cancels them", file=stream, flush=True)
+    print(f"campaign {ledger.campaign}: {num_runs(len(ledger.jobs))}; Ctrl-C cancels them", file=stream, flush=True)
     try:
         return follow_campaign(root, ledger.campaign, stream)
     except KeyboardInterrupt:

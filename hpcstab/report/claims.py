@@ -110,23 +110,32 @@ def _in_range(claim: Claim, value: float | None) -> bool | None:
 
 def _as_answer(claim: Claim, measured: str, answer: Answer, reason: str) -> ClaimAnswer:
     if claim.range is not None:
-        low, high = claim.range
-        span = f"= {low:g}" if low == high and low is not None else f"in [{_end(low)}, {_end(high)}]"
-        test = f"{claim.variant}: {claim.metric} {span}"
+        test = f"{claim.variant}: {claim.metric} {_span(*claim.range)}"
     else:
         test = f"{claim.variant}: {claim.metric} below that of {claim.below_variant}, same seed"
     says, where, test = (printable(text) for text in (claim.says, claim.where, test))
     return ClaimAnswer(says, where, test, measured or NOTHING, answer, printable(reason))
 
 
-def _end(bound: float | None) -> str:
-    return "open" if bound is None else f"{bound:g}"
+def _span(low: float | None, high: float | None) -> str:
+    if low is None and high is None:
+        return "finite"
+    if low is None or high is None:
+        return f"at least {_short(low)}" if low is not None else f"at most {_short(high)}"
+    return f"= {_short(low)}" if low == high else f"from {_short(low)} to {_short(high)}"
+
+
+def _short(value: float | None) -> str:
+    """Whole numbers in full, others with four digits."""
+    if value is None or not math.isfinite(value):
+        return NOTHING if value is None else str(value)
+    return f"{value:,.0f}" if value == round(value) else f"{value:.4g}"
 
 
 def _measured(claim: Claim, rows: Sequence[Row]) -> str:
     values = [_value(claim.metric, row) for row in rows]
     never = "never" if _is_first_step(claim.metric) else "inf"
-    return ", ".join(NOTHING if v is None else never if v == math.inf else f"{v:.4g}" for v in values)
+    return ", ".join(never if value == math.inf else _short(value) for value in values)
 
 
 def _rows_of(group: Group | None, rows: Sequence[Row]) -> list[Row]:

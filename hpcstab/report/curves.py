@@ -207,7 +207,8 @@ def _write_heights(axes: Axes, drawn: list[tuple[float, str]]) -> None:
         last[side] = height
         axes.annotate(
             text, (0.01 if side == "left" else 0.99, height), xycoords=axes.get_yaxis_transform(), xytext=(0, 2),
-            textcoords="offset points", fontsize=8, color=FAINT, ha=side,
+            textcoords="offset points", fontsize=8, color="#6f6f6f", ha=side, zorder=6,
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )  # fmt: skip
 
 

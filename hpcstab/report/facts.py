@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hpcstab.report.load import LoadedRun, number
 from hpcstab.report.outcome import Outcome, baselines, best_metric, final_metric
+from hpcstab.report.record import LoadedRun, number
 from hpcstab.report.sections import Section, declared_digest
 
 Row = dict[str, Any]

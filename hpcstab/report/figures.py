@@ -17,7 +17,7 @@ from matplotlib.image import imsave
 
 from hpcstab.report.curves import draw_metric, draw_steps, median_window
 from hpcstab.report.lanes import draw_lanes
-from hpcstab.report.load import LoadedRun
+from hpcstab.report.record import LoadedRun
 from hpcstab.report.sections import Section
 from hpcstab.report.style import RC
 from hpcstab.report.words import with_unit

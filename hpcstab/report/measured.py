@@ -7,8 +7,8 @@ from typing import Any
 
 from hpcstab.report.differences import show_value
 from hpcstab.report.facts import machine_of, samples_seen
-from hpcstab.report.load import LoadedRun
 from hpcstab.report.outcome import RISING_SHARE
+from hpcstab.report.record import LoadedRun
 from hpcstab.report.sections import Group, Section
 from hpcstab.report.words import DAGGER, printable, unit_of
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from hpcstab.report.load import LoadedRun, number
+from hpcstab.report.record import LoadedRun, number
 
 RISING_SHARE = 1 / 4
 """Still rising: the last evaluation is the best, by more than this share of the margin."""

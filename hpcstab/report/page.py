@@ -11,8 +11,9 @@ from hpcstab.report.compare import compare_pairs
 from hpcstab.report.differences import config_differences
 from hpcstab.report.facts import Row, section_rows
 from hpcstab.report.figures import Picture, Sample, make_figures, samples
-from hpcstab.report.load import BrokenFolder, LoadedRun
 from hpcstab.report.measured import definitions, how_measured
+from hpcstab.report.notes import certainty_notes
+from hpcstab.report.record import BrokenFolder, LoadedRun
 from hpcstab.report.sections import Section, make_sections
 from hpcstab.report.style import looks
 from hpcstab.report.tables import (
@@ -24,7 +25,7 @@ from hpcstab.report.tables import (
     pairing_table,
     variant_table,
 )
-from hpcstab.report.verdict import certainty_notes, verdict_sentence
+from hpcstab.report.verdict import verdict_sentence
 from hpcstab.report.words import printable
 
 

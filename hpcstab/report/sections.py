@@ -11,8 +11,8 @@ from functools import cached_property
 from typing import Any
 
 from hpcstab.config import Compare
-from hpcstab.report.load import LoadedRun
 from hpcstab.report.outcome import Outcome, outcome_of
+from hpcstab.report.record import LoadedRun
 
 _ORDER = {"before": 0, "after": 2, "cured": 4}
 _LENGTH_KEYS = ("trainer.max_steps", "trainer.epochs")

@@ -10,8 +10,8 @@ from statistics import median
 from hpcstab.report.claims import ClaimAnswer
 from hpcstab.report.compare import Pairing, smallest_p
 from hpcstab.report.differences import ConfigDifference, Setter
-from hpcstab.report.load import LoadedRun
 from hpcstab.report.outcome import Outcome, baselines
+from hpcstab.report.record import LoadedRun
 from hpcstab.report.sections import Group, Section
 from hpcstab.report.words import DAGGER, NOTHING, signed, with_unit
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from hpcstab.cli import main
+from hpcstab.cli.status import follow_campaign
 from hpcstab.launch.ledger import ledger_path, updating
 from hpcstab.rundir import find_runs
 from tests.launch import conftest as launch
@@ -142,6 +144,17 @@ def test_detached_then_status_logs_cancel(command: Command, fake_training: SetPl
     assert (code, out.splitlines()[-1]) == (0, "attempt 1 ended: SIGTERM, 1 steps")
     assert "cancelled" in command("status")[1]
     assert "nothing to cancel: cancelled" in command("cancel", campaign)[1]
+
+
+def test_a_metric_that_is_nan_is_no_change_for_ever(command: Command, fake_training: SetPlan, root: Path) -> None:
+    fake_training("0=wait")
+    campaign = submitted(command, "--seeds", "0", "--variants", "before")
+    wait_until(lambda: states(root, campaign) == ["running"], "the run")
+    lines = io.StringIO()
+    follow_campaign(root, campaign, lines, patience_s=1.2)
+    assert re.fullmatch(r"before s0  running 1/6  loss 0\.5  psnr nan.*\n", lines.getvalue())
+    command("cancel", campaign)
+    wait_for_end(root, campaign)
 
 
 def test_a_campaign_file(command: Command) -> None:

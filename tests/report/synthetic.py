@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import functools
 import math
 import time
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from hpcstab.config import load_experiment, parse_overrides, resolve
+from hpcstab.config import Experiment, load_experiment, parse_overrides, resolve
 from hpcstab.identity import create_run
 from hpcstab.judgement import judge
 from hpcstab.metrics import PROBES_COLUMNS, CsvAppender, EventLog, evals_header, metrics_header
@@ -68,7 +68,7 @@ def make_run(  # noqa: PLR0913 - a run has that many sides
 
 def create(root: Path, variant: str, seed: int, settings: tuple[str, ...], campaign: str | None, scale: str) -> RunDir:
     """The folder as ``submit`` makes it, with a horizon and a length of ``STEPS``."""
-    experiment = load_experiment("swae3d")
+    experiment = _swae3d()
     resolved = resolve(experiment, variant, scale, parse_overrides(list(settings)))
     run = create_run(root, experiment, resolved, seed, campaign)
     config = yaml.safe_load(run.config_yaml.read_text())
@@ -76,6 +76,11 @@ def create(root: Path, variant: str, seed: int, settings: tuple[str, ...], campa
     run.config_yaml.write_text(yaml.safe_dump(config, sort_keys=False))
     edit_identity(run, compare={**run.identity()["compare"], "horizon_steps": STEPS})
     return run
+
+
+@functools.cache
+def _swae3d() -> Experiment:
+    return load_experiment("swae3d")
 
 
 def edit_identity(run: RunDir, **changes: Any) -> None:
@@ -180,7 +185,3 @@ def campaign_of(root: Path, seeds: int = 3) -> list[RunDir]:
         runs.append(make_run(root, "after", seed, gain=-0.2))
         runs.append(make_run(root, "cured", seed, gain=1.2))
     return runs
-
-
-def read_json_file(path: Path) -> Any:
-    return json.loads(path.read_text())

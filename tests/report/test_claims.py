@@ -29,7 +29,7 @@ def test_held_in_all_seeds(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, "after", seed, gain=1.0 + seed) for seed in (0, 1)]
     found = answer(runs, metric="psnr", range=[14.5, 16.5])
     assert (found.answer, found.reason, found.measured) == ("held", "in 2 of 2", "15, 16")
-    assert found.test == "after: psnr in [14.5, 16.5]"
+    assert found.test == "after: psnr from 14.5 to 16.5"
 
 
 def test_one_seed_refutes(tmp_path: Path) -> None:

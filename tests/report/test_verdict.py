@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from hpcstab.report.compare import compare_pairs
+from hpcstab.report.notes import certainty_notes
 from hpcstab.report.sections import Section
 from hpcstab.report.tables import variant_table
-from hpcstab.report.verdict import certainty_notes, verdict_sentence
+from hpcstab.report.verdict import verdict_sentence
 from hpcstab.rundir import RunDir
 from tests.report.synthetic import campaign_of, make_run
 from tests.report.test_compare import section_of

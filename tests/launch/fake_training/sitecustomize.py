@@ -70,7 +70,7 @@ def crash(run, attempt, stop_requested):
 
 def wait(run, attempt, stop_requested):
     while stop_requested() is None:
-        write_status(run, attempt, "running", 1)
+        write_status(run, attempt, "running", 1, best=None, eval={"psnr": "nan"})
         time.sleep(0.05)
     return Execution("stopped", 1, stop_requested())
 

@@ -1,0 +1,147 @@
+"""What one run wrote, as an object."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from hpcstab.config import Claim, Compare
+from hpcstab.report.words import printable
+from hpcstab.rundir import RunDir
+
+DATA_UPKEEP = ("batch_size", "num_workers")
+"""Keys of the config's ``data`` that change neither the samples nor the split."""
+
+
+@dataclass(frozen=True)
+class BrokenFolder:
+    """A folder of which not even the identity can be read: it belongs to no variant."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """What one run wrote. ``problems`` are the files that could not be read; their values are missing.
+
+    ``history`` has one row a step (the last in file order), ``rows`` every row of every attempt,
+    ``evals`` the validation rows with raw weights.
+    """
+
+    run: RunDir
+    identity: Mapping[str, Any]
+    compare: Compare
+    claims: tuple[Claim, ...]
+    config: Mapping[str, Any]
+    task: Mapping[str, Any]
+    status: Mapping[str, Any]
+    attempts: tuple[Mapping[str, Any], ...]
+    events: tuple[Mapping[str, Any], ...]
+    rows: pd.DataFrame
+    history: pd.DataFrame
+    evals: pd.DataFrame
+    judgement: Mapping[str, Any]
+    state: str
+    problems: tuple[str, ...]
+
+    @property
+    def run_id(self) -> str:
+        return printable(self.identity["run_id"])
+
+    @property
+    def model(self) -> str:
+        return printable(self.identity["model"])
+
+    @property
+    def label(self) -> str:
+        """The variant with its ``--set`` overrides, e.g. ``after{optimizer.lr=0.001}``."""
+        return printable(self.identity["label"])
+
+    @property
+    def variant(self) -> str:
+        return printable(self.identity["variant"])
+
+    @property
+    def scale(self) -> str:
+        return printable(self.identity["scale"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.identity["seed"])
+
+    @property
+    def overrides(self) -> Mapping[str, Any]:
+        return dict(self.identity["overrides"])
+
+    @property
+    def metrics(self) -> list[Mapping[str, Any]]:
+        """Name, unit, direction and meaning of the task's metrics."""
+        return list(self.task.get("metrics", []))
+
+    @property
+    def planned_steps(self) -> int | None:
+        """Length of the training: the config's ``max_steps``, else what the trainer computed from epochs."""
+        configured = self.config.get("trainer", {}).get("max_steps")
+        return configured or self.status.get("total_steps")
+
+    @property
+    def data_key(self) -> str:
+        """Equal for runs whose figures are measured on the same data, given the same seed; empty where unknown."""
+        data = self.config.get("data")
+        if not data:
+            return ""
+        return json.dumps({key: data[key] for key in sorted(data) if key not in DATA_UPKEEP}, default=str)
+
+    @property
+    def steps(self) -> int:
+        """Steps recorded, the last one included."""
+        return int(self.history["step"].iloc[-1]) + 1 if len(self.history) else 0
+
+    @property
+    def unfinished(self) -> bool:
+        """True where the run has not ended by itself: its last values are not its final ones."""
+        return self.state not in ("completed", "diverged", "halted")
+
+    @property
+    def first_nonfinite_step(self) -> int | None:
+        """The earliest that status, rows or events tell: a killed trainer may not have written its status."""
+        finite = (self.history["loss_finite"] == 1) & (self.history["grad_finite"] == 1)
+        steps = [int(step) for step in self.history["step"][~finite].iloc[:1]]
+        kinds = ("first_nonfinite", "state_nonfinite", "buffers_nonfinite")
+        steps += [int(event["step"]) for event in self.events if event["kind"] in kinds]
+        return _earliest([*steps, self.status.get("first_nonfinite_step")])
+
+    @property
+    def first_failure_step(self) -> int | None:
+        """The earlier of the first non-finite step and the first row that met a failure condition."""
+        steps = [int(event["step"]) for event in self.events if event["kind"] == "first_failure"]
+        return _earliest([*steps, self.first_nonfinite_step, self.status.get("first_failure_step")])
+
+    @property
+    def diverged(self) -> bool:
+        """The run ended because of its numbers, or its last recorded step was non-finite when it stopped."""
+        if self.state == "diverged" or not len(self.history):
+            return self.state == "diverged"
+        last = self.history.iloc[-1]
+        return bool(last["loss_finite"] == 0 and last["outcome"] == "applied")
+
+    def answer(self, question: str) -> str:
+        """``yes``, ``no`` or ``unknown`` to ``finite``, ``learned`` or ``unmasked``."""
+        return str(self.judgement[question]["answer"])
+
+
+def number(value: Any) -> float | None:
+    """A figure of a JSON file; the words nan, inf and -inf are non-finite numbers, null is none."""
+    return None if value is None else float(value)
+
+
+def _earliest(steps: list[Any]) -> int | None:
+    known = [int(step) for step in steps if step is not None and not math.isnan(step)]
+    return min(known, default=None)
