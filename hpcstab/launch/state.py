@@ -84,7 +84,7 @@ def answer(seen: Evidence, now: float) -> Answer:
     status, attempt = seen.status, seen.attempt
     if not seen.run.path.is_dir():
         return Answer("lost", "folder", now, "its folder was removed")
-    if status and status.get("state") in _TRAINER_ENDS and _is_of(status, attempt):
+    if status and status.get("state") in _TRAINER_ENDS and _is_of(status, attempt) and not seen.alive:
         error = status.get("error")
         return Answer(status["state"], "status.json", number(status.get("time")) or now, first_line(error))
     if attempt is None:
@@ -170,18 +170,19 @@ def _ended(seen: Evidence, attempt: Mapping[str, Any], now: float) -> Answer:
 
 
 def _open(seen: Evidence, attempt: Mapping[str, Any], now: float) -> Answer:
-    heartbeat = None
-    if seen.status and _is_of(seen.status, attempt):
-        heartbeat = number(seen.status.get("time"))
+    status = seen.status if seen.status and _is_of(seen.status, attempt) else {}
+    heartbeat = number(status.get("time"))
     last = heartbeat or number(attempt.get("start")) or now
-    silence = f"no heartbeat for {now - last:.0f} s" if now - last > _SILENT_S else None
+    asked = _was_cancelled(seen, attempt)
     if seen.alive is False:
-        if _was_cancelled(seen, attempt):
-            return Answer("cancelled", "process", now, "was killed")
-        return Answer("lost", "process", now, f"its process is gone; last sign of life {now - last:.0f} s ago")
+        gone = f"its process is gone; last sign of life {now - last:.0f} s ago"
+        return Answer("cancelled", "process", now, "was killed") if asked else Answer("lost", "process", now, gone)
+    silence = f"no heartbeat for {now - last:.0f} s" if now - last > _SILENT_S else None
     if seen.alive is None and silence:
         return Answer("unknown", "status.json", last, f"runs on {attempt.get('node')}, {silence}")
-    detail = "cancel requested" if _was_cancelled(seen, attempt) else silence
+    if status.get("state") in _TRAINER_ENDS:  # not over before its process is: what it still has to write can fail
+        return Answer("running", "status.json", last, f"{status['state']}, writes its last files")
+    detail = "cancel requested" if asked else silence
     if heartbeat is None:
         return Answer("running", "process", now, detail or "starts")
     return Answer("running", "status.json", last, detail)

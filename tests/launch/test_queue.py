@@ -65,6 +65,9 @@ def status(state: str, attempt: int = 2, silent_s: float = 1.0) -> dict[str, Any
         (ended("diverged"), status("diverged"), None, False, "diverged"),
         (ended("failed"), status("failed"), None, True, "failed"),
         (None, status("completed", attempt=1), None, False, "completed"),
+        (OPEN_ATTEMPT, status("completed"), ELSEWHERE, False, "completed"),
+        # but not before its process has ended: its last files may not be written yet
+        (OPEN_ATTEMPT, status("completed"), ALIVE, False, "running"),
         # a resumed run still has the status of its earlier attempt
         (OPEN_ATTEMPT, status("completed", attempt=1), ALIVE, False, "running"),
         (OPEN_ATTEMPT, status("completed", attempt=1), DEAD, False, "lost"),
