@@ -31,7 +31,7 @@ status: $(READY)  ## what every run is doing
 	$(HPCSTAB) status
 
 watch: $(READY)  ## the same, refreshed
-	$(HPCSTAB) status --watch
+	$(HPCSTAB) status --watch 2
 
 report: $(READY)  ## report of the newest campaign of MODEL
 	$(HPCSTAB) report $(MODEL)

@@ -36,7 +36,8 @@ def test_how_each_run_ended(submit_fake: Submit, root: Path) -> None:
     assert [state.state for state in ended] == ["completed", "diverged", "failed", "failed", "failed", "lost"]
     assert [state.is_result for state in ended] == [True, True, False, False, False, False]
     assert ended[2].detail == "ValueError: the data are bad"
-    assert "last words" in RunDir(root / ended[5].run_id).log(1).read_text()
+    log = RunDir(root / ended[5].run_id).log(1)
+    wait_until(lambda: log.exists() and "last words" in log.read_text(), "what the killed process had printed")
     for state in ended:
         run = RunDir(root / state.run_id)
         assert run.identity()["campaign"] == ledger.campaign
