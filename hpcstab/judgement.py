@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
-from hpcstab.metrics import read_events, read_history, read_rows
+from hpcstab.metrics import read_evals, read_events, read_history, read_rows
 from hpcstab.rundir import RunDir, read_json
 
 Verdict = Literal["yes", "no", "unknown"]
@@ -95,7 +95,7 @@ def _against_floor(run: RunDir, compare: Mapping[str, Any], task: Mapping[str, A
     primary, margin = compare["primary"], compare["margin"]
     metric = next(entry for entry in task["metrics"] if entry["name"] == primary)
     floors = [entry for entry in task["baselines"]["validation"] if entry["role"] == "floor"]
-    evals = [row for row in read_rows(run.evals_csv) if row["split"] == "validation" and row["weights"] == "raw"]
+    evals = [row for row in read_evals(run.evals_csv) if row["split"] == "validation" and row["weights"] == "raw"]
     if not evals or not floors:
         return None, ["no evaluation was recorded" if floors else f"the task states no floor for {primary}"]
     sign = 1.0 if metric["direction"] == "higher" else -1.0

@@ -57,6 +57,10 @@ EventKind = Literal[
     "eval_empty",  # an evaluation without one valid batch
     "diverged",  # the run ended because its numbers did
     "first_failure",  # the first non-finite value, or row that meets a failure condition of the YAML
+    "resumed",  # an attempt went on from a checkpoint
+    "checkpoint_saved",
+    "checkpoint_refused",  # a checkpoint did not pass verification; the one before it was taken
+    "superseded",  # a newer attempt of this run exists; this one ends
     "stop_requested",  # a signal asked the trainer to stop
     "tensorboard_absent",  # trainer.tensorboard is optional and the package is not there
     "train_end",
@@ -172,6 +176,12 @@ def read_history(path: Path) -> dict[int, dict[str, str]]:
     """metrics.csv as step -> its last row in file order, in the order of steps."""
     rows = {int(row["step"]): row for row in read_rows(path)}
     return dict(sorted(rows.items()))
+
+
+def read_evals(path: Path) -> list[dict[str, str]]:
+    """evals.csv: the last row in file order of each (step, split, weights), in the order of steps."""
+    rows = {(int(row["step"]), row["split"], row["weights"]): row for row in read_rows(path)}
+    return [row for _, row in sorted(rows.items())]
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:

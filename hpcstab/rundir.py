@@ -83,6 +83,14 @@ class RunDir:
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
 
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def checkpoint(self, step: int) -> Path:
+        """The folder of the checkpoint that was made before training step ``step``."""
+        return self.checkpoints / f"step_{step:08d}"
+
     def attempt_json(self, number: int) -> Path:
         return self.attempts / f"{number:03d}.json"
 
@@ -233,7 +241,8 @@ def read_attempts(run: RunDir) -> list[dict[str, Any]]:
 def remove_asides(run: RunDir) -> None:
     """Remove what a killed writer left aside; called when a new attempt begins."""
     for path in _asides(run.path):
-        path.unlink(missing_ok=True)
+        if path.is_file():  # folders aside are the checkpoint room's
+            path.unlink(missing_ok=True)
 
 
 def _asides(folder: Path) -> Iterator[Path]:

@@ -21,10 +21,11 @@ LINE = ["errors", "seeds", "config", "metrics", "rundir", "campaign", "identity"
 MAY_IMPORT: dict[str, set[str]] = {
     **{room: set(LINE[:index]) for index, room in enumerate(LINE)},
     "data": {"errors", "config", "seeds", "task"},
-    "stability": {"errors", "metrics"},
+    "checkpoint": {"errors", "rundir"},
+    "stability": {"errors", "metrics", "checkpoint"},
     "models": {"errors", "config", "seeds", "task", "data", "stability"},
-    "training": {"errors", "seeds", "config", "metrics", "rundir", "judgement", "task", "stability"},
-    "execute": {*LINE, "data", "stability", "models", "training"},
+    "training": {"errors", "seeds", "config", "metrics", "rundir", "judgement", "task", "stability", "checkpoint"},
+    "execute": {*LINE, "data", "checkpoint", "stability", "models", "training"},
     "launch": {"errors", "seeds", "config", "campaign", "identity", "rundir", "metrics", "judgement", "execute"},
     "report": {"errors", "config", "campaign", "identity", "metrics", "rundir", "judgement"},
     "cli": {*LINE, "data", "execute", "launch", "report"},
@@ -33,6 +34,7 @@ HEAVY = {"torch", "pandas", "matplotlib", "scipy", "submitit", "PIL", "jinja2"}
 HEAVY_ALLOWED: dict[str, set[str]] = {
     **{room: set() for room in LINE},
     "data": {"torch"},
+    "checkpoint": {"torch"},
     "stability": {"torch"},
     "models": {"torch"},
     "training": {"torch", "PIL"},

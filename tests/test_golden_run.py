@@ -32,7 +32,8 @@ def shape(value: Any) -> Any:
 
 
 def files(folder: Path) -> set[str]:
-    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    found = [path for path in folder.rglob("*") if path.is_file() and path.name != "state.pt"]
+    names = {path.relative_to(folder).as_posix() for path in found}
     return {name for name in names if name.split("/")[0] not in WRITTEN_BY_JOBS}
 
 

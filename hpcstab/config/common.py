@@ -72,12 +72,13 @@ class TrainerConfig(Section):
     duration_factor: float = Field(gt=0, le=1)
     nonfinite_budget: int = Field(ge=1)
     evaluate_every: Duration
+    checkpoint_every: Duration
     probe_every: Duration = Field(json_schema_extra=KEEPS_NUMBERS)
     tensorboard: Literal["off", "optional", "required"] = Field(json_schema_extra=KEEPS_NUMBERS)
 
     @model_validator(mode="after")
     def _cadences_above_zero(self) -> TrainerConfig:
-        for name in ("evaluate_every", "probe_every"):
+        for name in ("evaluate_every", "checkpoint_every", "probe_every"):
             duration = getattr(self, name)
             if not (duration.steps or duration.epochs):
                 raise ValueError(f"trainer.{name} must be longer than nothing")

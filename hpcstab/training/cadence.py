@@ -14,11 +14,16 @@ class Cadence:
     total_steps: int
     warmup_steps: int
     evaluate_every: int
+    checkpoint_every: int
     probe_every: int
 
     def evaluates_before(self, step: int) -> bool:
         """True where an evaluation comes before training step ``step``: at 0 and then on the cadence."""
         return step % self.evaluate_every == 0
+
+    def saves_before(self, step: int) -> bool:
+        """True where a checkpoint comes before training step ``step``; the end of the training saves by itself."""
+        return step > 0 and step % self.checkpoint_every == 0
 
     def probes_at(self, step: int) -> bool:
         """True where training step ``step`` is probed: at 0, on the cadence, and in the last step."""
@@ -33,5 +38,6 @@ def build_cadence(config: RunConfig, steps_per_epoch: int) -> Cadence:
         total_steps=trainer.max_steps or trainer.epochs * steps_per_epoch,
         warmup_steps=config.scheduler.warmup.in_steps(steps_per_epoch, factor),
         evaluate_every=trainer.evaluate_every.in_steps(steps_per_epoch, factor),
+        checkpoint_every=trainer.checkpoint_every.in_steps(steps_per_epoch, factor),
         probe_every=trainer.probe_every.in_steps(steps_per_epoch, factor),
     )

@@ -19,7 +19,7 @@ class FailureWatch:
                 raise ConfigError(f"failure: '{condition.column}' is no column of metrics.csv: {', '.join(header)}")
         self._conditions = conditions
         self._budget = budget
-        self._streak = 0
+        self.streak = 0
 
     def see(self, row: Mapping[str, Any], records: Records) -> str | None:
         """Record firsts of this row; the reason where the run has diverged."""
@@ -32,9 +32,9 @@ class FailureWatch:
                 records.first(
                     "first_failure_step", step, "first_failure", what=condition.column, value=row[condition.column]
                 )
-        self._streak = 0 if row["loss_finite"] else self._streak + 1
-        if self._streak >= self._budget:
-            return f"loss non-finite in {self._streak} steps in a row"
+        self.streak = 0 if row["loss_finite"] else self.streak + 1
+        if self.streak >= self._budget:
+            return f"loss non-finite in {self.streak} steps in a row"
         return None
 
 

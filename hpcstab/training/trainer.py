@@ -39,6 +39,7 @@ from hpcstab.training.optimizers import learning_rate, set_learning_rate
 from hpcstab.training.pictures import save_samples
 from hpcstab.training.precision import autocast, device_facts
 from hpcstab.training.records import Records
+from hpcstab.training.state import restore_state, save_state
 from hpcstab.training.tensorboard import TensorBoard
 
 TrainerState = Literal["running", "completed", "diverged", "halted", "failed"]
@@ -46,6 +47,10 @@ TrainerState = Literal["running", "completed", "diverged", "halted", "failed"]
 
 class Diverged(Exception):  # noqa: N818 - it is a result, not an error
     """The numbers of the run ended it."""
+
+
+class Stopped(Exception):  # noqa: N818 - it is a request, not an error
+    """The attempt ends at a step boundary; the run is not over."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +84,11 @@ class Trainer:
     update: int = 0
 
     def train(self) -> TrainingResult:
-        """Train to the end, to divergence, or until a signal asks to stop."""
-        first_step = self.step
+        """Train to the end, to divergence, or until a signal asks to stop; from a checkpoint where there is one."""
         self._began = time.perf_counter()
         self.records.write_task(self.task)
+        restore_state(self)
+        first_step = self.step
         self.records.events.write("train_start", self.step, self.update, **device_facts(self.device))
         self.records.heartbeat(now=True)
         state, reason = self._run()
@@ -93,25 +99,44 @@ class Trainer:
         return TrainingResult(state, self.step - first_step, reason)
 
     def _run(self) -> tuple[Literal["completed", "diverged", "stopped"], str]:
-        batches: Iterator[tuple[int, Batch]] = self.batches.from_step(self.step)
+        first_step = self.step
+        batches: Iterator[tuple[int, Batch]] = self.batches.from_step(first_step)
         try:
             while self.step < self.cadence.total_steps:
-                signal_name = self.stop_requested()
-                if signal_name:
-                    self.records.events.write("stop_requested", self.step, self.update, signal=signal_name)
-                    return "stopped", signal_name
+                self._stop_if_asked()
                 if self.cadence.evaluates_before(self.step):
                     self._evaluate()
+                if self.cadence.saves_before(self.step) and self.step > first_step:
+                    self._save()
                 started = time.perf_counter()
                 epoch, batch = next(batches)
                 self._train_step(batch, epoch, started)
                 self.records.heartbeat()
             self._evaluate()
+            self._save()
+        except Stopped as stop:
+            return "stopped", str(stop)
         except Diverged as divergence:
             self.records.events.write("diverged", self.step, self.update, reason=str(divergence))
+            save_state(self)
             return "diverged", str(divergence)
         save_samples(self.run, self.task, self.network, self._context(epoch=0))
         return "completed", f"{self.cadence.total_steps} steps"
+
+    def _stop_if_asked(self) -> None:
+        """End at this step boundary where a signal asks for it, with the state on disk."""
+        signal_name = self.stop_requested()
+        if signal_name:
+            self.records.events.write("stop_requested", self.step, self.update, signal=signal_name)
+            self._save()
+            raise Stopped(signal_name)
+
+    def _save(self) -> None:
+        if max(self.run.attempt_numbers(), default=0) > self.records.attempt:
+            self.records.events.write("superseded", self.step, self.update)
+            raise Stopped("superseded")  # the checkpoints belong to the newer attempt
+        self._check_state()
+        save_state(self)
 
     def _train_step(self, batch: Batch, epoch: int, started: float) -> None:
         torch.manual_seed(keyed_seed(self.seed, "step", self.step))  # dropout and the like: the same on a resume

@@ -18,6 +18,7 @@ import pytest
 from hpcstab.cli import main
 from hpcstab.cli.status import follow_campaign
 from hpcstab.launch.ledger import ledger_path, updating
+from hpcstab.launch.queue import run_states
 from hpcstab.rundir import find_runs
 from tests.launch import conftest as launch
 from tests.launch.conftest import states, wait_for_end, wait_until
@@ -149,7 +150,7 @@ def test_detached_then_status_logs_cancel(command: Command, fake_training: SetPl
 def test_a_metric_that_is_nan_is_no_change_for_ever(command: Command, fake_training: SetPlan, root: Path) -> None:
     fake_training("0=wait")
     campaign = submitted(command, "--seeds", "0", "--variants", "before")
-    wait_until(lambda: states(root, campaign) == ["running"], "the run")
+    wait_until(lambda: run_states(root, campaign)[0].value is not None, "an evaluation")
     lines = io.StringIO()
     follow_campaign(root, campaign, lines, patience_s=1.2)
     assert re.fullmatch(r"before s0  running 1/6  loss 0\.5  psnr nan.*\n", lines.getvalue())

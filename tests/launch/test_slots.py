@@ -16,20 +16,18 @@ PROCESSES.set_forkserver_preload(["tests.launch.test_slots", "tests.launch.test_
 
 def hold(root: Path, name: str, parallel_runs: int, seconds: float) -> None:
     """Append what happens to a file: one short write a line, so the order is that of the events."""
-    with (root / "events").open("a", buffering=1) as events:
-        events.write(f"{name} waits\n")
-        with slot(root, parallel_runs) as number:
-            events.write(f"{name} holds {number}\n")
-            time.sleep(seconds)
-            events.write(f"{name} leaves\n")
+    with (root / "events").open("a", buffering=1) as events, slot(root, parallel_runs) as number:
+        events.write(f"{name} holds {number}\n")
+        time.sleep(seconds)
+        events.write(f"{name} leaves\n")
 
 
 def start(root: Path, name: str, parallel_runs: int, seconds: float) -> BaseProcess:
+    """A process that holds a slot, or waits for one: the kernel lists its lock."""
     root.mkdir(exist_ok=True)
     process = PROCESSES.Process(target=hold, args=(root, name, parallel_runs, seconds))
     process.start()
-    wait_until(lambda: f"{name} waits" in "\n".join(events_of(root)), f"{name} in the queue")
-    time.sleep(0.05)  # it said so just before it asked for the lock
+    wait_until(lambda: f" {process.pid} " in Path("/proc/locks").read_text(), f"{name} in the queue")
     return process
 
 
@@ -37,18 +35,22 @@ def events_of(root: Path) -> list[str]:
     return (root / "events").read_text().splitlines() if (root / "events").exists() else []
 
 
-def test_first_come_first_served_and_never_more_than_there_are(root: Path) -> None:
-    names = [f"job{index}" for index in range(6)]
-    for process in [start(root, name, 2, 0.3) for name in names]:
+def test_never_more_than_there_are(root: Path) -> None:
+    for process in [start(root, f"job{index}", 2, 0.2) for index in range(5)]:
         process.join()
-    held = 0
-    most = 0
+    held = [0]
     for event in events_of(root):
-        held += {"holds": 1, "leaves": -1}.get(event.split()[1], 0)
-        most = max(most, held)
-    assert most == 2
-    assert [event.split()[0] for event in events_of(root) if "holds" in event] == names
+        held.append(held[-1] + {"holds": 1, "leaves": -1}[event.split()[1]])
+    assert (len(held), max(held), held[-1]) == (11, 2, 0)
     assert {event.split()[2] for event in events_of(root) if "holds" in event} == {"0", "1"}
+
+
+def test_first_come_first_served(root: Path) -> None:
+    names = [f"job{index}" for index in range(6)]
+    holder = start(root, names[0], 1, 3.0)
+    for process in [holder, *(start(root, name, 1, 0.0) for name in names[1:])]:
+        process.join()
+    assert [event.split()[0] for event in events_of(root) if "holds" in event] == names
 
 
 def test_a_killed_holder_frees_its_slot(root: Path) -> None:

@@ -108,7 +108,14 @@ def test_a_streak_of_non_finite_losses_is_divergence_and_a_result(tmp_path: Path
     assert status is not None
     assert (status["state"], status["first_nonfinite_step"], status["first_failure_step"]) == ("diverged", 4, 4)
     assert status["last"]["loss"] == "nan"  # spelled, since JSON has no NaN
-    assert events(run) == ["train_start", "first_nonfinite", "first_failure", "diverged", "train_end"]
+    assert events(run) == [
+        "train_start",
+        "first_nonfinite",
+        "first_failure",
+        "diverged",
+        "checkpoint_saved",
+        "train_end",
+    ]
     assert judge(run).finite.answer == "no"
 
 

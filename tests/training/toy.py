@@ -53,6 +53,7 @@ VALUES: dict[str, Any] = {
         "duration_factor": 1.0,
         "nonfinite_budget": 3,
         "evaluate_every": {"steps": 10},
+        "checkpoint_every": {"steps": 1000},
         "probe_every": {"steps": 5},
         "tensorboard": "off",
     },

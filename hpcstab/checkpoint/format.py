@@ -1,0 +1,131 @@
+"""The one file format: a folder with a state file and a manifest that vouches for it.
+
+    step_00000100/state.pt         torch, tensors and plain values only: loading it never runs code
+    step_00000100/manifest.json    what it is, its size and SHA-256, and a checksum of the manifest itself
+
+The folder is written aside, brought to disk and renamed, so that a reader sees all of it or nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hpcstab.errors import CheckpointError
+
+FORMAT_VERSION = 1
+STATE = "state.pt"
+MANIFEST = "manifest.json"
+_ASIDE_SUFFIX = ".aside"
+_CHUNK_BYTES = 1 << 20
+
+
+def write_checkpoint(folder: Path, state: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Write ``state`` with a manifest of ``facts`` as ``folder``; an error leaves nothing half-written.
+
+    Raises:
+        CheckpointError: the disk is full, or the place cannot be written.
+    """
+    aside = folder.with_name(f".{folder.name}{_ASIDE_SUFFIX}")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        torch.save(dict(state), aside / STATE)
+        (aside / MANIFEST).write_text(_manifest_text(aside / STATE, facts), encoding="utf-8")
+        for path in (aside / STATE, aside / MANIFEST, aside):
+            _to_disk(path)
+        if folder.exists():
+            shutil.rmtree(folder)
+        aside.rename(folder)
+        _to_disk(folder.parent)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        shutil.rmtree(aside, ignore_errors=True)
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{folder}: cannot be written: {reason}; free space or choose another --root") from None
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint, its own checksum verified.
+
+    Raises:
+        CheckpointError: missing, unreadable, altered, or of another format version.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        claimed = manifest.pop("manifest_sha256")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{path}: is no manifest: {error}") from None
+    if claimed != _digest_of(manifest):
+        raise CheckpointError(f"{path}: was altered after it was written (checksum differs)")
+    if manifest["format_version"] != FORMAT_VERSION:
+        raise CheckpointError(f"{path}: has format {manifest['format_version']}; this version reads {FORMAT_VERSION}")
+    return dict(manifest)
+
+
+def read_checkpoint(folder: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any], dict[str, Any]]:
+    """(state, manifest), verified byte for byte before anything is loaded.
+
+    Raises:
+        CheckpointError: a file is missing, or differs from what was written.
+    """
+    manifest = read_manifest(folder)
+    path = folder / STATE
+    try:
+        size, digest = path.stat().st_size, _file_digest(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    if (size, digest) != (manifest["state_bytes"], manifest["state_sha256"]):
+        raise CheckpointError(f"{path}: differs from what was written (size or SHA-256)")
+    try:
+        return torch.load(path, map_location=device, weights_only=True), manifest
+    except Exception as error:
+        raise CheckpointError(f"{path}: cannot be loaded: {str(error).splitlines()[0]}") from None
+
+
+def remove_asides(folder: Path) -> None:
+    """Remove what a killed writer left aside."""
+    for path in folder.glob(f".*{_ASIDE_SUFFIX}"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _manifest_text(state: Path, facts: Mapping[str, Any]) -> str:
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "state_bytes": state.stat().st_size,
+        "state_sha256": _file_digest(state),
+        "torch": torch.__version__,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "machine": platform.machine(),
+        "num_threads": torch.get_num_threads(),
+        **facts,
+    }
+    return json.dumps({**manifest, "manifest_sha256": _digest_of(manifest)}, indent=1, allow_nan=False) + "\n"
+
+
+def _digest_of(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,60 @@
+"""What a resumed attempt needs to go on as if nothing had happened, and how it is put back.
+
+Random draws are keyed by seed, epoch and step, so that position is all there is to remember of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from hpcstab.checkpoint import CheckpointStore
+from hpcstab.errors import CheckpointError
+from hpcstab.training.measure import nonfinite_names
+
+if TYPE_CHECKING:
+    from hpcstab.training.trainer import Trainer
+
+_REMEMBERED = ("first_nonfinite_step", "first_failure_step", "best", "eval", "last")
+
+
+def save_state(trainer: Trainer) -> bool:
+    """Write the checkpoint before the trainer's next step; True where parameters and buffers are finite."""
+    sick = nonfinite_names([*trainer.network.named_parameters(), *trainer.network.named_buffers()])
+    state = {
+        "network": trainer.network.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+        "step": trainer.step,
+        "update": trainer.update,
+        "nonfinite_streak": trainer.failure.streak,
+        "status": {name: trainer.records[name] for name in _REMEMBERED},
+    }
+    facts = {"update": trainer.update, "attempt": trainer.records.attempt, "nonfinite": sick[:20]}
+    CheckpointStore(trainer.run).save(trainer.step, state, facts, healthy=not sick)
+    trainer.records.events.write("checkpoint_saved", trainer.step, trainer.update, healthy=not sick)
+    return not sick
+
+
+def restore_state(trainer: Trainer) -> bool:
+    """Put the newest sound checkpoint of the run back; False where there is none and the run begins.
+
+    Raises:
+        CheckpointError: there are checkpoints and none passes, or it does not fit the network.
+    """
+    restored = CheckpointStore(trainer.run).newest(trainer.device)
+    if restored is None:
+        return False
+    state: Mapping[str, Any] = restored.state
+    try:
+        trainer.network.load_state_dict(state["network"])
+        trainer.optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{restored.folder}: does not fit this network or optimizer: {reason}") from None
+    trainer.step, trainer.update = state["step"], state["update"]
+    trainer.failure.streak = state["nonfinite_streak"]
+    trainer.records.status(step=trainer.step, update=trainer.update, **state["status"])
+    for reason in restored.refused:
+        trainer.records.events.write("checkpoint_refused", trainer.step, trainer.update, reason=reason)
+    trainer.records.events.write("resumed", trainer.step, trainer.update, checkpoint=restored.folder.name)
+    return True
