@@ -1,42 +1,80 @@
-"""``hpcstab train MODEL@VARIANT``: one run, here, in this process."""
+"""``hpcstab train MODEL@VARIANT | --resume RUN``: one run, here, in this process."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hpcstab.cli.options import DEFAULT_ROOT, Configs, Root, Scale, Settings
 from hpcstab.cli.show import split_target
-from hpcstab.errors import EXIT_BAD_NEWS
+from hpcstab.errors import EXIT_BAD_NEWS, ConfigError
+
+if TYPE_CHECKING:
+    from hpcstab.rundir import RunDir
 
 
 def train(
-    target: Annotated[str, typer.Argument(metavar="MODEL@VARIANT", help="e.g. swae3d@cured")],
+    target: Annotated[
+        str | None, typer.Argument(metavar="[MODEL@VARIANT]", help="e.g. swae3d@cured", show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of data, initialisation and order.")] = 0,
     scale: Scale = None,
     settings: Settings = None,
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", metavar="RUN", help="Go on with a run, as a new attempt.", show_default=False),
+    ] = None,
     root: Root = DEFAULT_ROOT,
     configs: Configs = None,
 ) -> None:
-    """Train one run here, in this process; a diverged run is a result (exit 0)."""
-    from hpcstab.config import load_experiment, parse_overrides, resolve
-    from hpcstab.errors import ConfigError
-    from hpcstab.identity import create_run
+    """Train one run here, in this process; a diverged run is a result (exit 0).
+
+    The scale is that of the cluster that `submit` would take, here: quick.
+    """
     from hpcstab.launch.attempt import run_attempt
     from hpcstab.launch.signals import StopSignals
 
-    model, variant = split_target(target)
-    if variant is None:
-        raise ConfigError(f"train wants MODEL@VARIANT, got '{target}'; e.g. {target}@before")
-    experiment = load_experiment(model, configs)
-    resolved = resolve(
-        experiment, variant, scale or next(iter(experiment.file.scales)), parse_overrides(settings or [])
-    )
-    run = create_run(root, experiment, resolved, seed)
+    if (target is None) == (resume is None):
+        raise ConfigError("train wants MODEL@VARIANT or --resume RUN, one of the two; e.g. swae3d@before")
+    if resume is not None:
+        if scale or settings or seed:
+            raise ConfigError("--resume goes on with a run as it is; leave --seed, --scale and --set away")
+        run = _resumable(resume, root)
+    else:
+        run = _new_run(target or "", seed, scale, settings or [], root, configs)
     print(f"run {run.path}")
     with StopSignals() as signals:
         execution = run_attempt(run, stop_requested=signals.requested)
     print(f"{execution.state}: {execution.reason}")
     if execution.state in ("failed", "stopped"):
         raise typer.Exit(EXIT_BAD_NEWS)
+
+
+def _new_run(
+    target: str, seed: int, scale: str | None, settings: list[str], root: Path, configs: Path | None
+) -> RunDir:
+    from hpcstab.config import load_experiment, parse_overrides, resolve
+    from hpcstab.identity import create_run
+    from hpcstab.launch.clusters import choose_cluster
+
+    model, variant = split_target(target)
+    if variant is None:
+        raise ConfigError(f"train wants MODEL@VARIANT, got '{target}'; e.g. {target}@before")
+    experiment = load_experiment(model, configs)
+    scale = scale or choose_cluster(None, configs).default_scale
+    resolved = resolve(experiment, variant, scale, parse_overrides(settings))
+    return create_run(root, experiment, resolved, seed)
+
+
+def _resumable(text: str, root: Path) -> RunDir:
+    """The run that ``text`` names, unless it has ended or is at work."""
+    from hpcstab.launch.queue import state_of
+    from hpcstab.rundir import find_run
+
+    run = find_run(text, root)
+    state = state_of(run)
+    if state.is_result or state.state in ("queued", "running"):
+        raise ConfigError(f"{state.run_id} is {state.state}: there is nothing to resume")
+    return run

@@ -142,10 +142,11 @@ def _start(path: Path, ledger: Ledger) -> Ledger:
 def _taken_over(path: Path, starter: subprocess.Popen[bytes], log: Path) -> Ledger:
     deadline = time.monotonic() + _START_TIMEOUT_S
     while time.monotonic() < deadline:
+        has_ended = starter.poll() is not None  # asked before reading: a starter can be done with all its jobs
         ledger = read_ledger(path)
         if ledger.owner is not None and ledger.owner.pid == starter.pid:
             return ledger
-        if starter.poll() is not None:
+        if has_ended:
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
             raise LaunchError(f"the jobs could not be started: {lines[-1] if lines else 'no reason was given'}")
         time.sleep(_POLL_S)

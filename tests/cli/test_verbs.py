@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -166,3 +168,27 @@ def test_the_wheel_carries_configs_and_clusters(tmp_path: Path) -> None:
     assert str(tmp_path / "site") in imported
     assert path == str(tmp_path / "site" / "hpcstab" / "shipped" / "configs" / "swae3d.yaml")
     assert {"local", "delta"} <= set(clusters)
+
+
+def test_train_resumes_a_run_that_was_stopped_and_no_other(tmp_path: Path) -> None:
+    root = str(tmp_path / "runs")
+    settings = ["--set", "trainer.max_steps=400", "--set", "trainer.checkpoint_every={steps: 50}"]
+    command = [sys.executable, "-m", "hpcstab", "train", "swae3d@cured", "--scale", "tiny", *settings, "--root", root]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    run = next(Path(root).glob("*/*/*/"))
+    while not (run / "checkpoints" / "index.json").exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 1  # stopped: the run is not over
+    resumed = hpcstab("train", "--resume", run.name, "--root", root)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "completed: 400 steps" in resumed.stdout
+    assert [json.loads(path.read_text())["reason"] for path in sorted((run / "attempts").iterdir())] == [
+        "SIGTERM",
+        "completed",
+    ]
+    again = hpcstab("train", "--resume", run.name, "--root", root)
+    assert (again.returncode, "is completed: there is nothing to resume" in again.stderr) == (2, True)
