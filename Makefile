@@ -37,7 +37,7 @@ report: $(READY)  ## report of the newest campaign of MODEL
 	$(HPCSTAB) report $(MODEL)
 
 test: $(READY)  ## all quick tests (at most 5 minutes)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m 'not slow'
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m 'not slow and not slurm'
 
 torture: $(READY)  ## hundreds of kills; prints the table of reports/torture
 	$(VENV)/bin/python -m tests.torture.kill_training

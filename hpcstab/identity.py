@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -29,8 +30,12 @@ def create_run(
 ) -> RunDir:
     """A new run folder with its identity and config; ``campaign`` is None for ``train``."""
     run = create_run_dir(root, resolved.model, resolved.variant.name, seed, resolved.signature)
-    write_text(run.config_yaml, _config_text(experiment, resolved))
-    write_json(run.run_json, _identity(run, experiment, resolved, seed, campaign))
+    try:
+        write_text(run.config_yaml, _config_text(experiment, resolved))
+        write_json(run.run_json, _identity(run, experiment, resolved, seed, campaign))
+    except BaseException:
+        shutil.rmtree(run.path, ignore_errors=True)  # a folder without its identity is no run
+        raise
     return run
 
 

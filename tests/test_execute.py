@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hpcstab import identity
+from hpcstab.config import load_experiment, resolve
 from hpcstab.errors import RunError
 from hpcstab.execute import execute, read_config
 from hpcstab.identity import code_identity
@@ -86,7 +88,9 @@ def test_a_disk_that_fills_up_ends_with_one_line(tmp_path: Path) -> None:
     assert done.returncode == 3, done.stderr
     message = done.stderr.strip().splitlines()[-1]
     assert message.startswith("hpcstab: ")
-    assert re.search(r"\.csv: cannot be written: File too large; free space or choose another --root$", message)
+    assert re.search(
+        r"(\.csv|step_\d+): cannot be written: File too large; free space or choose another --root$", message
+    )
     assert "Traceback" not in done.stderr
     (run,) = find_runs(tmp_path / "runs")
     assert_whole(run)
@@ -122,3 +126,14 @@ def test_kill_9_at_any_instant_loses_no_file(tmp_path: Path, seed: int) -> None:
     (run,) = find_runs(root)
     assert_whole(run)
     assert (run.attempt_json(1)).is_file()
+
+
+def test_a_run_that_cannot_be_written_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, value: object) -> None:
+        raise RunError(f"{path}: cannot be written: No space left on device")
+
+    monkeypatch.setattr(identity, "write_json", full)
+    experiment = load_experiment("swae3d")
+    with pytest.raises(RunError, match="No space left"):
+        identity.create_run(tmp_path, experiment, resolve(experiment, "before", "tiny"), 0)
+    assert not list(tmp_path.glob("*/*/*"))

@@ -9,13 +9,14 @@ The folder is written aside, brought to disk and renamed, so that a reader sees 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import platform
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import torch
 
@@ -38,18 +39,21 @@ def write_checkpoint(folder: Path, state: Mapping[str, Any], facts: Mapping[str,
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        torch.save(dict(state), aside / STATE)
-        (aside / MANIFEST).write_text(_manifest_text(aside / STATE, facts), encoding="utf-8")
+        with (aside / STATE).open("wb") as file:
+            written = _Digesting(file)
+            torch.save(dict(state), cast(BinaryIO, written))
+        (aside / MANIFEST).write_text(_manifest_text(written, facts), encoding="utf-8")
         for path in (aside / STATE, aside / MANIFEST, aside):
             _to_disk(path)
         if folder.exists():
             shutil.rmtree(folder)
         aside.rename(folder)
         _to_disk(folder.parent)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+    except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{folder}: cannot be written: {reason}; free space or choose another --root") from None
+        raise CheckpointError(
+            f"{folder}: cannot be written: {error.strerror}; free space or choose another --root"
+        ) from None
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -97,11 +101,34 @@ def remove_asides(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _manifest_text(state: Path, facts: Mapping[str, Any]) -> str:
+class _Digesting(io.RawIOBase):
+    """Passes writes on and digests them: what is vouched for is what was meant, not what the disk gave back.
+
+    torch writes to a file object front to back, and lets its OSError through; to a path it would
+    report a full disk as an internal RuntimeError.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
+        self._file = file
+        self.digest = hashlib.sha256()
+        self.num_bytes = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._file.write(data)
+        self.digest.update(data)
+        self.num_bytes += memoryview(data).nbytes
+        return memoryview(data).nbytes
+
+
+def _manifest_text(written: _Digesting, facts: Mapping[str, Any]) -> str:
     manifest = {
         "format_version": FORMAT_VERSION,
-        "state_bytes": state.stat().st_size,
-        "state_sha256": _file_digest(state),
+        "state_bytes": written.num_bytes,
+        "state_sha256": written.digest.hexdigest(),
         "torch": torch.__version__,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "machine": platform.machine(),
