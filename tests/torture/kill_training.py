@@ -30,7 +30,7 @@ from hpcstab.config import load_experiment, parse_overrides, resolve
 from hpcstab.execute import execute
 from hpcstab.identity import create_run
 from hpcstab.judgement import judge
-from hpcstab.metrics import read_events, read_rows
+from hpcstab.metrics import read_events, read_history, read_rows
 from hpcstab.rundir import RunDir, begin_attempt, read_json
 
 LONGEST_S = 1.6
@@ -57,7 +57,7 @@ def problems(run: RunDir) -> list[str]:
             json.loads(path.read_text())
         except ValueError:
             found.append(f"{path.name} cannot be read")
-    steps = [int(row["step"]) for row in read_rows(run.metrics_csv)]
+    steps = list(read_history(run.metrics_csv))
     if steps != list(range(len(steps))):
         found.append("metrics.csv has a gap")
     read_events(run.events_jsonl)
