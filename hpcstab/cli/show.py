@@ -90,7 +90,8 @@ def _show_differences(experiment: Experiment, variants: list[str], scale: str, a
     cells = []
     for row in rows:
         setters = list(dict.fromkeys(fix for fix in row.set_by if fix))
-        why = "; ".join(f"{fix}: {fixes[fix].why}" for fix in setters)
+        several = len(setters) > 1
+        why = "; ".join(f"{fix}: {fixes[fix].why}" if several else fixes[fix].why for fix in setters)
         named = ", ".join(f"{fix} ({fixes[fix].kind})" for fix in setters)
         cells.append((row.key, *(shown_value(value) for value in row.values), named, why))
     print_table(("parameter", *variants, "fix", "why"), cells, title=f"{experiment.name} at scale {scale}")
