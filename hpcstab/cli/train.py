@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,11 +32,16 @@ def train(
 ) -> None:
     """Train one run here, in this process; a diverged run is a result (exit 0).
 
-    The scale is that of the cluster that `submit` would take, here: quick.
+    Scale and threads are those of a job on the cluster that `submit` would take; OMP_NUM_THREADS overrides.
     """
     from hpcstab.launch.attempt import run_attempt
+    from hpcstab.launch.clusters import choose_cluster
+    from hpcstab.launch.machine import thread_variables
     from hpcstab.launch.signals import StopSignals
 
+    cluster = choose_cluster(None, configs)
+    for name, value in thread_variables(cluster.threads_per_run).items():
+        os.environ.setdefault(name, value)  # as many as a job gets: the sums of a run depend on it, to the bit
     if (target is None) == (resume is None):
         raise ConfigError("train wants MODEL@VARIANT or --resume RUN, one of the two; e.g. swae3d@before")
     if resume is not None:
@@ -43,7 +49,7 @@ def train(
             raise ConfigError("--resume goes on with a run as it is; leave --seed, --scale and --set away")
         run = _resumable(resume, root)
     else:
-        run = _new_run(target or "", seed, scale, settings or [], root, configs)
+        run = _new_run(target or "", seed, scale or cluster.default_scale, settings or [], root, configs)
     print(f"run {run.path}")
     with StopSignals() as signals:
         execution = run_attempt(run, stop_requested=signals.requested)
@@ -52,18 +58,14 @@ def train(
         raise typer.Exit(EXIT_BAD_NEWS)
 
 
-def _new_run(
-    target: str, seed: int, scale: str | None, settings: list[str], root: Path, configs: Path | None
-) -> RunDir:
+def _new_run(target: str, seed: int, scale: str, settings: list[str], root: Path, configs: Path | None) -> RunDir:
     from hpcstab.config import load_experiment, parse_overrides, resolve
     from hpcstab.identity import create_run
-    from hpcstab.launch.clusters import choose_cluster
 
     model, variant = split_target(target)
     if variant is None:
         raise ConfigError(f"train wants MODEL@VARIANT, got '{target}'; e.g. {target}@before")
     experiment = load_experiment(model, configs)
-    scale = scale or choose_cluster(None, configs).default_scale
     resolved = resolve(experiment, variant, scale, parse_overrides(settings))
     return create_run(root, experiment, resolved, seed)
 
