@@ -1,6 +1,6 @@
 # Every target sets up what it needs; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup submit status watch report test test-slow torture check bench reports clean
+.PHONY: help setup submit status watch report test test-slow test-slurm slurm-up slurm-down torture check bench reports clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,7 +12,7 @@ SUBMIT_OPTIONS := $(if $(CLUSTER),--cluster $(CLUSTER)) $(if $(VARIANTS),--varia
 	$(if $(SEEDS),--seeds $(SEEDS)) $(if $(SCALE),--scale $(SCALE)) $(ARGS)
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  options: MODEL=swae3d VARIANTS=before,after,cured SEEDS=0-2 SCALE=quick CLUSTER=local ARGS='--detach'"
 
 setup: $(READY)  ## virtual environment with pinned dependencies
@@ -49,6 +49,16 @@ check: $(READY)  ## format, lint, types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/mypy jobs/lab/lab.py
+
+slurm-up:  ## the lab: a real Slurm on this machine (root, apt); OPTIONS='--no-accounting --user-signal'
+	$(PYTHON) jobs/lab/lab.py up $(OPTIONS)
+
+slurm-down:  ## stop the lab; leaves nothing behind
+	$(PYTHON) jobs/lab/lab.py down
+
+test-slurm: $(READY)  ## tests on the lab (at most 15 minutes); they start labs of their own
+	OMP_NUM_THREADS=1 HPCSTAB_REQUIRE_LAB=1 $(VENV)/bin/python -m pytest -m slurm
 
 bench: $(READY)  ## start-up and status timings, as printed figures
 	$(VENV)/bin/python -m tests.benchmarks.startup
