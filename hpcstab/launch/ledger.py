@@ -35,7 +35,7 @@ class _Record(BaseModel):
 
 
 class Job(_Record):
-    """One run as a job. ``process`` is the job's own once it lives, its controller's before."""
+    """One run as a job. ``process`` is the job's own once it lives, its controller's before; none on Slurm."""
 
     index: int
     run_id: str
@@ -54,6 +54,18 @@ class Resources(_Record):
     time_limit_s: float
 
 
+class Slurm(_Record):
+    """What the jobs of a Slurm cluster were submitted with, so that what was queued can be read afterwards."""
+
+    partition: str
+    account: str | None
+    gres: str | None
+    constraint: str | None
+    cpus_per_task: int
+    mem_gib: int
+    signal_lead_s: int
+
+
 class Ledger(_Record):
     """One campaign. ``owner`` is the process that still has jobs to start: submit, then the starter."""
 
@@ -64,6 +76,7 @@ class Ledger(_Record):
     created: float
     request: list[str]
     resources: Resources
+    slurm: Slurm | None = None
     owner: Process | None
     error: str | None = None
     jobs: list[Job]
