@@ -63,8 +63,9 @@ class Answers:
         return found if found is not None and found.answer.name == ledger.campaign else None
 
 
-def scheduler_answers(root: Path, min_age_s: float = MIN_AGE_S) -> Answers:
+def scheduler_answers(root: Path, min_age_s: float | None = None) -> Answers:
     """The answers of the cache, or new ones where these are older and some job has not ended."""
+    min_age_s = MIN_AGE_S if min_age_s is None else min_age_s
     known = _read(root)
     if time.time() - known.asked < min_age_s:
         return known
@@ -91,7 +92,7 @@ def _ask(root: Path, known: Answers) -> Answers:
     _reconcile(root, nameless, found)
     ours = {ledger.campaign for ledger in ledgers}
     new = {job_id: Scheduled(answer, now) for job_id, answer in found.items() if answer.name in ours}
-    answers = replace(known, asked=now, problem=problem, jobs=known.jobs | new)
+    answers = replace(known, asked=time.time(), problem=problem, jobs=known.jobs | new)
     write_json(_path(root), _as_json(answers))
     return answers
 

@@ -72,9 +72,11 @@ def run_states(root: Path, campaign: str | None = None) -> list[RunState]:
         ledger = read_ledger(ledger_path(root, campaign))
         answers = scheduler_answers(root) if ledger.slurm else None
         return [run_state(RunDir(root / job.run_id), ledger, job, answers) for job in ledger.jobs]
-    jobs = {job.run_id: (ledger, job) for ledger in read_ledgers(root)[0] for job in ledger.jobs}
-    answers = scheduler_answers(root) if any(ledger.slurm for ledger, _ in jobs.values()) else None
-    return [run_state(run, *jobs.get(run.run_id, (None, None)), answers=answers) for run in find_runs(root)]
+    ledgers = read_ledgers(root)[0]
+    jobs = {job.run_id: (ledger, job) for ledger in ledgers for job in ledger.jobs}
+    answers = scheduler_answers(root) if any(ledger.slurm for ledger in ledgers) else None
+    rows = [(run, *jobs.get(run.run_id, (None, None))) for run in find_runs(root)]
+    return [run_state(run, ledger, job, answers) for run, ledger, job in rows]
 
 
 def state_of(run: RunDir) -> RunState:

@@ -41,7 +41,7 @@ def environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_OF_SLURM)}
     if "SLURM_CONF" in os.environ:
         kept["SLURM_CONF"] = os.environ["SLURM_CONF"]
-    return kept | {"LC_ALL": "C", "SLURM_TIME_FORMAT": "standard"}
+    return kept | {"LC_ALL": "C", "SLURM_TIME_FORMAT": "standard", "SLURM_BITSTR_LEN": "0"}
 
 
 def job_answers(job_ids: Iterable[str], accounting: bool = True) -> dict[str, JobAnswer]:
@@ -143,12 +143,27 @@ def parse_duration_s(text: str) -> float | None:
     return float(86400 * int(days or 0) + seconds)
 
 
+def expand_job_ids(text: str) -> list[str]:
+    """``12_[1-2,4%2]`` as 12_1, 12_2, 12_4: tasks that were cancelled in the queue stay one row, even with -r."""
+    array, bracket, tasks = text.partition("_[")
+    if not bracket:
+        return [text]
+    expanded = []
+    for part in tasks.rstrip("]").partition("%")[0].split(","):
+        first, _, last = part.partition("-")
+        last = last or first
+        if first.isdigit() and last.isdigit():
+            expanded += [f"{array}_{task}" for task in range(int(first), int(last) + 1)]
+    return expanded
+
+
 def _parse_squeue(text: str) -> dict[str, JobAnswer]:
     answers = {}
     for line in text.splitlines():
         if line.count("|") >= 6:
             job_id, state, reason, start, _, node, name = line.split("|", 6)
-            answers[job_id] = JobAnswer(job_id, name, state, _given(reason), _given(start), _given(node), "squeue")
+            for one in expand_job_ids(job_id):
+                answers[one] = JobAnswer(one, name, state, _given(reason), _given(start), _given(node), "squeue")
     return answers
 
 
@@ -159,7 +174,8 @@ def _parse_sacct(text: str) -> dict[str, JobAnswer]:
             job_id, state, start, node, name = line.split("|", 4)
             # "CANCELLED by 1000"; the rows of one job come in the order of its attempts
             words = state.split() or ["UNKNOWN"]
-            answers[job_id] = JobAnswer(job_id, name, words[0], None, _given(start), _given(node), "sacct")
+            for one in expand_job_ids(job_id):
+                answers[one] = JobAnswer(one, name, words[0], None, _given(start), _given(node), "sacct")
     return answers
 
 
@@ -198,7 +214,11 @@ def _run(*command: str, limit_s: float = _LIMIT_S) -> subprocess.CompletedProces
 
 def _failed(command: Sequence[str], done: subprocess.CompletedProcess[str]) -> LaunchError:
     lines = (done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}").splitlines()
-    unreachable = ("Unable to contact", "DOWN", "configuration source", "Connection refused", "Socket timed out")
+    if any("configuration source" in line or "configuration file" in line for line in lines):
+        return LaunchError(
+            "there is no Slurm here: its commands find no slurm.conf; use a login node, or set SLURM_CONF"
+        )
+    unreachable = ("Unable to contact", "DOWN", "Connection refused", "Socket timed out")
     if any(word in line for line in lines for word in unreachable):
         return LaunchError(f"Slurm's controller does not answer: {lines[-1]}; try again later")
     return LaunchError(f"{' '.join(command[:2])}: {lines[-1]}")

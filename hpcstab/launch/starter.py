@@ -105,5 +105,5 @@ def job_variables(threads: int) -> dict[str, str]:
     """Jobs import what this process imports: a folder here that is called like a package is not in their way."""
     library = f"python{sys.version_info.major}{sys.version_info.minor}.zip"  # the first that Python adds by itself
     own = itertools.takewhile(lambda entry: Path(entry).name != library, sys.path)
-    path = os.pathsep.join(entry or str(Path.cwd()) for entry in own)
+    path = os.pathsep.join(dict.fromkeys(entry or str(Path.cwd()) for entry in own))
     return {**thread_variables(threads), "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
