@@ -59,7 +59,15 @@ class Answers:
 
     def of(self, ledger: Ledger, job: Job) -> Scheduled | None:
         """About a job of ours, and not about another one that got its id."""
-        found = self.jobs.get(job.job_id or "")
+        own = self._of(job.job_id or "", ledger)
+        if own is not None and own.answer.state != "PENDING":
+            return own
+        # tasks cancelled before they were scheduled have no row each, only one of their array's bare id
+        array = self._of((job.job_id or "").partition("_")[0], ledger)
+        return array if array is not None and array.has_ended and (own is None or array.time > own.time) else own
+
+    def _of(self, job_id: str, ledger: Ledger) -> Scheduled | None:
+        found = self.jobs.get(job_id)
         return found if found is not None and found.answer.name == ledger.campaign else None
 
 
@@ -105,6 +113,8 @@ def _reconcile(root: Path, nameless: list[Ledger], found: dict[str, JobAnswer]) 
     """Write down the ids of jobs whose submitter died between sbatch and its ledger: their name is the campaign's."""
     for ledger in nameless:
         own = [answer.job_id for answer in found.values() if answer.name == ledger.campaign]
+        if len(ledger.jobs) > 1:
+            own = [job_id for job_id in own if "_" in job_id]
         if own:
             with updating(ledger_path(root, ledger.campaign)) as current:
                 for job_id in own:

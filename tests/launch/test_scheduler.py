@@ -168,6 +168,18 @@ def test_one_question_for_all_readers_and_the_last_answer_stays(command: Command
     assert again.of(ledger, ledger.jobs[0]) == first
 
 
+def test_tasks_cancelled_before_they_had_a_row(command: Command, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    ledger = slurm_ledger(root, ["m/v/a", "m/v/b"], ["5_0", "5_1"])
+    command("sacct", "exit 1")
+    command("squeue", f"printf '5_0|RUNNING|None|x|1:00|n1|{CAMPAIGN}\\n5_1|PENDING|Priority|x|1:00||{CAMPAIGN}\\n'")
+    scheduler_answers(root)
+    command("squeue", f"printf '5_0|RUNNING|None|x|1:00|n1|{CAMPAIGN}\\n5|CANCELLED|None|x|1:00||{CAMPAIGN}\\n'")
+    answers = scheduler_answers(root, min_age_s=0)
+    said = [answers.of(ledger, job) for job in ledger.jobs]
+    assert [one.answer.state if one else None for one in said] == ["RUNNING", "CANCELLED"]
+
+
 def test_ids_that_nobody_wrote_down_are_found_by_name(command: Command, tmp_path: Path) -> None:
     root = tmp_path / "runs"
     slurm_ledger(root, ["m/v/a", "m/v/b"], [None, None])
