@@ -133,6 +133,8 @@ def run_state(
 def _answer(seen: Evidence, answers: Answers | None, now: float) -> Answer:
     if seen.ledger is None or seen.job is None or seen.ledger.slurm is None:
         return answer(seen, now)
+    if seen.attempt is not None and seen.attempt.get("job_id") is None:
+        return answer(seen, now)  # resumed in the foreground: Slurm knows nothing of it
     scheduled = answers.of(seen.ledger, seen.job) if answers is not None else None
     return answer_on_slurm(seen, scheduled, now)
 

@@ -48,7 +48,8 @@ def answer_on_slurm(seen: Evidence, scheduled: Scheduled | None, now: float) -> 
     if status and status.get("state") in TRAINER_ENDS and is_of(status, attempt) and not seen.alive:
         error = status.get("error")
         return Answer(status["state"], "status.json", number(status.get("time")) or now, first_line(error))
-    if attempt is not None and attempt.get("reason") == "failed":
+    is_queued = scheduled is not None and scheduled.answer.state in _QUEUED
+    if attempt is not None and attempt.get("reason") == "failed" and not is_queued:
         return Answer("failed", "attempt", number(attempt.get("end")) or now)
     if scheduled is None:
         return _without_answer(seen, now)

@@ -90,7 +90,8 @@ def submit_to_slurm(path: Path, ledger: Ledger) -> Ledger:
     if done.returncode:
         _take_back(ledger)
         lines = done.stdout.strip().splitlines() or ["no reason was given"]
-        code = EXIT_WRONG_REQUEST if lines[-1].startswith("sbatch: error:") else EXIT_NO_ANSWER
+        is_refused = lines[-1].startswith("sbatch: error:") and "contact" not in lines[-1]
+        code = EXIT_WRONG_REQUEST if is_refused else EXIT_NO_ANSWER
         raise LaunchError(f"the jobs could not be submitted: {lines[-1]}", exit_code=code)
     return read_ledger(path)
 

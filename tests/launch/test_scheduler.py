@@ -233,7 +233,7 @@ def test_states(
     run.path.mkdir(parents=True)
     ledger = slurm_ledger(root, [run_id], ["5_0"])
     if attempt_ended is not None:
-        number = begin_attempt(run, {"node": "n1"})
+        number = begin_attempt(run, {"node": "n1", "job_id": "5_0"})
         if attempt_ended:
             end_attempt(run, number, attempt_ended, 3)
     if trainer is not None:
