@@ -15,7 +15,7 @@ from typing import Any
 
 from hpcstab.errors import HpcstabError, LaunchError, RunError
 from hpcstab.launch import scheduler
-from hpcstab.launch.ledger import Job, Ledger, ledger_path, locked, read_ledgers, updating
+from hpcstab.launch.ledger import ANSWERS, Job, Ledger, ledger_path, locked, read_ledgers, updating
 from hpcstab.launch.scheduler import JobAnswer
 from hpcstab.rundir import SUBMISSIONS, read_json, write_json
 
@@ -123,7 +123,7 @@ def _reconcile(root: Path, nameless: list[Ledger], found: dict[str, JobAnswer]) 
 
 
 def _path(root: Path) -> Path:
-    return root / SUBMISSIONS / "scheduler.json"
+    return root / SUBMISSIONS / ANSWERS
 
 
 def _as_json(answers: Answers) -> dict[str, Any]:

@@ -27,6 +27,8 @@ from hpcstab.errors import EXIT_NO_ANSWER, EXIT_WRONG_REQUEST, LaunchError, RunE
 from hpcstab.launch.machine import Process
 from hpcstab.rundir import SUBMISSIONS, read_json, unwritable_root, write_json
 
+ANSWERS = "scheduler.json"
+"""The one file beside the ledgers that is none: what Slurm last said."""
 _CAMPAIGN_ID = re.compile(rf"{NAME.pattern}_\d{{8}}_\d{{6}}")
 
 
@@ -145,6 +147,8 @@ def read_ledgers(root: Path) -> tuple[list[Ledger], list[str]]:
     """All campaigns of a root, oldest first, and one line for each ledger that cannot be read."""
     ledgers, problems = [], []
     for path in (root / SUBMISSIONS).glob("*.json"):
+        if path.name == ANSWERS:
+            continue
         try:
             ledgers.append(read_ledger(path))
         except LaunchError as error:

@@ -53,11 +53,23 @@ def answer_on_slurm(seen: Evidence, scheduled: Scheduled | None, now: float) -> 
         return Answer("failed", "attempt", number(attempt.get("end")) or now)
     if scheduled is None:
         return _without_answer(seen, now)
+    if _is_older(scheduled, seen):
+        return _running(seen, scheduled, now)
     if scheduled.answer.state in _QUEUED:
         return _queued(seen, scheduled)
     if scheduled.has_ended:
         return _ended(seen, scheduled)
     return _running(seen, scheduled, now)
+
+
+def _is_older(scheduled: Scheduled, seen: Evidence) -> bool:
+    """Whether an attempt has begun, or shown itself alive in a job that waited, since Slurm was asked."""
+    if seen.attempt is None or seen.attempt.get("end") is not None:
+        return False
+    if (number(seen.attempt.get("start")) or 0.0) > scheduled.time:
+        return True
+    status = seen.status if seen.status and is_of(seen.status, seen.attempt) else {}
+    return not scheduled.has_ended and (number(status.get("time")) or 0.0) > scheduled.time
 
 
 def _queued(seen: Evidence, scheduled: Scheduled) -> Answer:
@@ -74,7 +86,8 @@ def _queued(seen: Evidence, scheduled: Scheduled) -> Answer:
 
 def _running(seen: Evidence, scheduled: Scheduled, now: float) -> Answer:
     answer, attempt = scheduled.answer, seen.attempt
-    detail = None if answer.state in ("RUNNING", "COMPLETING") else f"Slurm says {answer.state}"
+    is_news = answer.state not in ("RUNNING", "COMPLETING") and not _is_older(scheduled, seen)
+    detail = f"Slurm says {answer.state}" if is_news else None
     status = seen.status if seen.status and is_of(seen.status, attempt) else {}
     heartbeat = number(status.get("time"))
     last = max(scheduled.time, heartbeat or 0.0)

@@ -19,6 +19,7 @@ from hpcstab.launch.ledger import (
     Slurm,
     ledger_path,
     read_ledger,
+    read_ledgers,
     submission_folder,
     write_ledger,
 )
@@ -162,6 +163,7 @@ def test_one_question_for_all_readers_and_the_last_answer_stays(command: Command
     assert first is not None
     assert first.answer.node == "n1"
     assert answers.of(ledger, ledger.jobs[1]) is None, "another one's job with the same id"
+    assert read_ledgers(root)[1] == [], "the answers are no ledger that cannot be read"
     command("squeue", "exit 1")
     again = scheduler_answers(root, min_age_s=0)
     assert again.problem is not None
@@ -244,3 +246,15 @@ def test_states(
     said = {"5_0": Scheduled(answer, time.time())} if slurm_says else {}
     state = run_state(run, ledger, ledger.jobs[0], Answers(time.time(), None, said))
     assert (state.state, state.detail or None) == (expected[0], expected[1] or None)
+
+
+@pytest.mark.parametrize("older", ["PENDING", "PREEMPTED"])
+def test_an_attempt_that_began_since_slurm_was_asked(tmp_path: Path, older: str) -> None:
+    root = tmp_path / "runs"
+    run = RunDir(root / "swae3d/before/20260101_000000_s0_00000000")
+    run.path.mkdir(parents=True)
+    ledger = slurm_ledger(root, [run.run_id], ["5_0"])
+    begin_attempt(run, {"node": "n1", "job_id": "5_0"})
+    said = Scheduled(JobAnswer("5_0", CAMPAIGN, older, "Priority", None, None, "squeue"), time.time() - 5)
+    state = run_state(run, ledger, ledger.jobs[0], Answers(time.time(), None, {"5_0": said}))
+    assert (state.state, state.detail) == ("running", None)
