@@ -22,6 +22,7 @@ MakeRun = Callable[..., RunDir]
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HPCSTAB_CONFIGS", "HPCSTAB_CLUSTER", "HPCSTAB_DATA"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_CONF", "/dev/null")  # no test meets a Slurm by chance
 
 
 @pytest.fixture(scope="session", autouse=True)

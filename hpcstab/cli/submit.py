@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -34,7 +34,10 @@ def submit(
         str | None, typer.Option("--seeds", help="e.g. 0-2,7. Default: the cluster's.", show_default=False)
     ] = None,
     cluster_name: Annotated[
-        str | None, typer.Option("--cluster", help="Default: HPCSTAB_CLUSTER, else local.", show_default=False)
+        str | None,
+        typer.Option(
+            "--cluster", help="Default: HPCSTAB_CLUSTER, else the Slurm here, else local.", show_default=False
+        ),
     ] = None,
     scale: Scale = None,
     settings: Settings = None,
@@ -43,9 +46,14 @@ def submit(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be run; create nothing.")] = False,
     wait: Annotated[
-        bool,
-        typer.Option("--wait/--no-wait", " /--detach", help="Wait with live progress, then report; or return at once."),
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--wait/--no-wait",
+            " /--detach",
+            help="Wait with live progress, then report; or return at once. Default: wait where runs are local.",
+            show_default=False,
+        ),
+    ] = None,
     root: Root = DEFAULT_ROOT,
     configs: Configs = None,
     as_json: AsJson = False,
@@ -65,7 +73,7 @@ def submit(
         _show_plan(name, planned, cluster, root, as_json)
         return
     ledger = submit_runs(planned, name, cluster, root, configs, tuple(sys.argv[1:]))
-    if not wait:
+    if not (cluster.executor == "local" if wait is None else wait):
         _print_submitted(ledger, root, as_json)
         return
     states = _wait_or_cancel(ledger, root, as_json)
@@ -110,21 +118,24 @@ def _plan(
 def _show_plan(name: str, planned: list[PlannedRun], cluster: Cluster, root: Path, as_json: bool) -> None:
     from hpcstab.cli.status import num_runs
     from hpcstab.launch.clusters import gpus_per_run, parallel_runs
-    from hpcstab.launch.submit import shown_command
+    from hpcstab.launch.submit import shown_command, shown_script
 
     runs = [
         (run.resolved.model, run.resolved.label, run.seed, run.resolved.scale, run.resolved.signature[:8])
         for run in planned
     ]
     columns = ("model", "variant", "seed", "scale", "signature")
-    facts = {
+    facts: dict[str, Any] = {
         "cluster": cluster.name,
         "parallel_runs": parallel_runs(cluster),
         "threads_per_run": cluster.threads_per_run,
         "gpus_per_run": gpus_per_run(cluster),
         "time_limit_min": cluster.time_limit_min,
-        "command": shown_command(root, name, cluster),
     }
+    if cluster.executor == "slurm":
+        facts["script"] = shown = shown_script(root, name, cluster, len(planned))
+    else:
+        facts["command"] = shown = shown_command(root, name, cluster)
     if as_json:
         print_json({**facts, "runs": [dict(zip(columns, run, strict=True)) for run in runs]})
         return
@@ -132,15 +143,16 @@ def _show_plan(name: str, planned: list[PlannedRun], cluster: Cluster, root: Pat
     share = f"{cluster.threads_per_run} threads and {facts['gpus_per_run']} GPUs a run"
     limit = f"at most {cluster.time_limit_min} min each"
     print(f"{num_runs(len(runs))} on cluster '{cluster.name}': {facts['parallel_runs']} at a time, {share}, {limit}")
-    print(facts["command"])
+    print(shown)
 
 
 def _print_submitted(ledger: Ledger, root: Path, as_json: bool) -> None:
     if as_json:
-        print_json({"campaign": ledger.campaign, "runs": [job.run_id for job in ledger.jobs]})
+        on_slurm = {"jobs": [job.job_id for job in ledger.jobs]} if ledger.executor == "slurm" else {}
+        print_json({"campaign": ledger.campaign, "runs": [job.run_id for job in ledger.jobs], **on_slurm})
         return
     for job in ledger.jobs:
-        print(job.run_id)
+        print(job.run_id if ledger.executor == "local" else f"{job.run_id}\tjob {job.job_id}")
     for verb in ("status", "cancel"):
         print(f"hpcstab {verb} {ledger.campaign}{_root_option(root)}")
 

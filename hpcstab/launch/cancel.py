@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpcstab.errors import EXIT_WRONG_REQUEST, LaunchError
+from hpcstab.launch import scheduler
+from hpcstab.launch.answers import scheduler_answers
 from hpcstab.launch.ledger import Ledger, find_job, is_campaign_id, ledger_path, mark_cancelled, read_ledger
 from hpcstab.launch.queue import run_state
-from hpcstab.launch.state import collect, responsible_process
+from hpcstab.launch.state import State, collect, responsible_process
 from hpcstab.rundir import RunDir, find_run
 
 
@@ -49,16 +51,36 @@ def cancel_campaign(path: Path) -> list[Cancelled]:
 
 def _cancel(root: Path, ledger: Ledger, indexes: list[int]) -> list[Cancelled]:
     runs = {index: RunDir(root / ledger.jobs[index].run_id) for index in indexes}
-    states = {index: run_state(run, ledger, ledger.jobs[index]) for index, run in runs.items()}
+    answers = scheduler_answers(root, min_age_s=0) if ledger.slurm else None
+    states = {index: run_state(run, ledger, ledger.jobs[index], answers) for index, run in runs.items()}
     asked = {index for index, state in states.items() if state.is_open}
     if asked:
         ledger = mark_cancelled(ledger_path(root, ledger.campaign), asked)
+    if ledger.slurm:
+        _cancel_jobs(root, ledger, asked)
     return [
-        _signal(run, ledger, index)
+        _asked(run, ledger, index, states[index].state)
         if index in asked
         else Cancelled(run.run_id, False, f"nothing to cancel: {states[index].state}")
         for index, run in runs.items()
     ]
+
+
+def _asked(run: RunDir, ledger: Ledger, index: int, state: State) -> Cancelled:
+    if ledger.slurm is None:
+        return _signal(run, ledger, index)
+    job = f"job {ledger.jobs[index].job_id}"
+    queued = state == "queued"
+    return Cancelled(run.run_id, True, f"taken from the queue ({job})" if queued else f"asked to stop ({job})")
+
+
+def _cancel_jobs(root: Path, ledger: Ledger, asked: set[int]) -> None:
+    """One scancel for all; the request stands in the ledger, so that a job that escapes it ends when it starts."""
+    job_ids = [job.job_id for job in ledger.jobs if job.index in asked and job.job_id]
+    if len(asked) > len(job_ids):
+        scheduler.cancel_named(ledger.campaign)  # its submitter died before it wrote the ids down
+    scheduler.cancel_jobs(job_ids)
+    scheduler_answers(root, min_age_s=0)
 
 
 def _signal(run: RunDir, ledger: Ledger, index: int) -> Cancelled:

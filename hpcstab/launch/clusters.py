@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,10 +13,12 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from hpcstab.campaign import parse_seeds
 from hpcstab.config import Section, find_yaml, read_yaml_mapping, validate_section, yaml_names
 from hpcstab.errors import EXIT_WRONG_REQUEST, ConfigError, LaunchError
+from hpcstab.launch import scheduler
 from hpcstab.launch.machine import gpu_devices, num_cores
 
 DEFAULT_CLUSTER = "local"
 _FOLDER = "jobs/clusters"
+_AS_MANY_AS_SLURM_STARTS = 1000
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:,=@/+-]*")
 
 
@@ -110,20 +113,80 @@ def cluster_names(configs: Path | None = None) -> list[str]:
 
 
 def choose_cluster(flag: str | None, configs: Path | None = None) -> Cluster:
-    """The cluster of ``--cluster``, else of HPCSTAB_CLUSTER, else ``local``."""
+    """The cluster of ``--cluster``, else of HPCSTAB_CLUSTER, else the one whose Slurm answers here, else ``local``.
+
+    Raises:
+        ConfigError: it is unknown, or the Slurm here has no YAML.
+    """
     from_environment = os.environ.get("HPCSTAB_CLUSTER")
     if flag is None and from_environment:
         try:
             return load_cluster(from_environment, configs)
         except ConfigError as error:
             raise ConfigError(f"HPCSTAB_CLUSTER: {error}") from None
-    return load_cluster(DEFAULT_CLUSTER if flag is None else flag, configs)
+    if flag is not None:
+        return load_cluster(flag, configs)
+    name = _slurm_here()
+    if name is None:
+        return load_cluster(DEFAULT_CLUSTER, configs)
+    if name not in cluster_names(configs):
+        there_are = ", ".join(cluster_names(configs))
+        raise ConfigError(
+            f"this is the Slurm cluster '{name}', and there is no {_FOLDER}/{name}.yaml. There are: {there_are}. "
+            "Write one, or name one with --cluster"
+        )
+    return load_cluster(name, configs)
+
+
+def _slurm_here() -> str | None:
+    """Slurm's name of its cluster; None where there is no Slurm or it does not answer."""
+    if shutil.which("sbatch") is None:
+        return None
+    try:
+        scheduler.ping()
+        return scheduler.cluster_name()
+    except LaunchError:
+        return None
+
+
+def _why_slurm_refuses(cluster: Cluster, slurm: SlurmSettings) -> LaunchError | None:
+    """What Slurm itself would queue and then never start, or only say after run folders were made."""
+    try:
+        if shutil.which("sbatch") is None:
+            return LaunchError(f"there is no sbatch here, and '{cluster.name}' is a Slurm cluster: use its login node")
+        scheduler.ping()
+        limits = scheduler.partition_limits(slurm.partition)
+        if limits is None:
+            there_are = ", ".join(scheduler.partition_names())
+            return LaunchError(
+                f"cluster '{cluster.name}': unknown partition '{slurm.partition}'. There are: {there_are}",
+                exit_code=EXIT_WRONG_REQUEST,
+            )
+    except LaunchError as error:
+        return error
+    if limits.time_limit_min is not None and cluster.time_limit_min > limits.time_limit_min:
+        return LaunchError(
+            f"cluster '{cluster.name}': time_limit_min {cluster.time_limit_min} is more than partition "
+            f"'{limits.name}' allows ({limits.time_limit_min:.0f}); Slurm would queue it for ever",
+            exit_code=EXIT_WRONG_REQUEST,
+        )
+    return None
 
 
 def why_unusable(cluster: Cluster) -> str | None:
     """Why nothing can be submitted to the cluster from here; None where it can."""
-    if cluster.executor != "local":
-        return f"this version submits to local clusters only, and '{cluster.name}' is a {cluster.executor} cluster"
+    error = _refusal(cluster)
+    return str(error) if error else None
+
+
+def _refusal(cluster: Cluster) -> LaunchError | None:
+    if cluster.slurm is not None:
+        return _why_slurm_refuses(cluster, cluster.slurm)
+    reason = _why_local_refuses(cluster)
+    return LaunchError(reason, exit_code=EXIT_WRONG_REQUEST) if reason else None
+
+
+def _why_local_refuses(cluster: Cluster) -> str | None:
     available = len(gpu_devices() or ())
     if cluster.gpus_per_run != "auto" and cluster.gpus_per_run > available:
         return f"cluster '{cluster.name}' asks for {cluster.gpus_per_run} GPUs a run; here are {available}"
@@ -132,22 +195,26 @@ def why_unusable(cluster: Cluster) -> str | None:
 
 def refuse_unusable(cluster: Cluster) -> None:
     """Raise a LaunchError where nothing can be submitted to the cluster from here."""
-    reason = why_unusable(cluster)
-    if reason:
-        raise LaunchError(f"{reason}; see `hpcstab clusters`", exit_code=EXIT_WRONG_REQUEST)
+    error = _refusal(cluster)
+    if error:
+        raise LaunchError(f"{error}; see `hpcstab clusters`", exit_code=error.exit_code)
 
 
 def gpus_per_run(cluster: Cluster) -> int:
-    """GPUs that a run gets on this machine."""
+    """GPUs that a run gets, on this machine or on a node of the cluster."""
     if cluster.gpus_per_run != "auto":
         return cluster.gpus_per_run
+    if cluster.slurm is not None:
+        return min(1, cluster.slurm.gpus_per_node)
     return 1 if gpu_devices() else 0
 
 
 def parallel_runs(cluster: Cluster) -> int:
-    """How many runs train at a time on this machine, at least 1."""
+    """How many runs train at a time, on this machine or of an array, at least 1."""
     if cluster.max_parallel != "auto":
         return cluster.max_parallel
+    if cluster.slurm is not None:
+        return _AS_MANY_AS_SLURM_STARTS
     limit = num_cores() // cluster.threads_per_run
     if gpus := gpus_per_run(cluster):
         limit = min(limit, len(gpu_devices() or ()) // gpus)

@@ -1,16 +1,18 @@
-"""What runs inside a job: wait for a slot, then one attempt."""
+"""What runs inside a job: one attempt; on this machine after a wait for a slot."""
 
 from __future__ import annotations
 
 import contextlib
 import faulthandler
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from hpcstab.errors import EXIT_BAD_NEWS, HpcstabError
+from hpcstab.launch import slurm_job
 from hpcstab.launch.attempt import run_attempt
-from hpcstab.launch.ledger import Ledger, Resources, updating
+from hpcstab.launch.ledger import Ledger, Resources, read_ledger, updating
 from hpcstab.launch.machine import Process, thread_variables
 from hpcstab.launch.signals import StoppedError, StopSignals
 from hpcstab.launch.slots import slot
@@ -28,6 +30,9 @@ def run_job(run_path: str, ledger_path: str, index: int) -> str:
     """
     run, path = RunDir(Path(run_path)), Path(ledger_path)
     with StopSignals() as signals:
+        ledger = read_ledger(path)
+        if ledger.slurm is not None:
+            return _run_on_slurm(run, ledger, index, ledger.slurm.signal_lead_s, signals)
         try:
             with signals.interrupting():
                 ledger = _adopt(path, index)
@@ -37,6 +42,19 @@ def run_job(run_path: str, ledger_path: str, index: int) -> str:
             return "cancelled"
         with waiting:
             return _attempt(run, ledger, index, number, signals)
+
+
+def _run_on_slurm(run: RunDir, ledger: Ledger, index: int, signal_lead_s: float, signals: StopSignals) -> str:
+    """Slurm has the queue, the devices and the time limit; the ledger is only read here, it may be on another node."""
+    if ledger.jobs[index].cancelled_at is not None:
+        return "cancelled"
+    threads = ledger.resources.threads_per_run
+    os.environ.update(thread_variables(threads))
+    facts = {"campaign": ledger.campaign, "threads": threads, **slurm_job.facts()}
+    state = _recorded(run, facts, signals)
+    if state == "stopped":
+        slurm_job.end_after_stop(signal_lead_s)
+    return state
 
 
 def _adopt(path: Path, index: int) -> Ledger:
@@ -64,11 +82,16 @@ def _attempt(run: RunDir, ledger: Ledger, index: int, number: int, signals: Stop
         "devices": devices,
     }
     with _limited_to(resources.time_limit_s, signals):
-        try:
-            state = run_attempt(run, facts, signals.requested).state
-        except HpcstabError as error:
-            print(f"hpcstab: {error}")  # into submitit's log: the run's own may be what cannot be written
-            raise SystemExit(error.exit_code) from None
+        return _recorded(run, facts, signals)
+
+
+def _recorded(run: RunDir, facts: Mapping[str, Any], signals: StopSignals) -> str:
+    """One attempt; its state, unless it failed."""
+    try:
+        state = run_attempt(run, facts, signals.requested).state
+    except HpcstabError as error:
+        print(f"hpcstab: {error}")  # into submitit's log: the run's own may be what cannot be written
+        raise SystemExit(error.exit_code) from None
     if state == "failed":
         raise SystemExit(EXIT_BAD_NEWS)
     return state

@@ -27,6 +27,8 @@ from hpcstab.errors import EXIT_NO_ANSWER, EXIT_WRONG_REQUEST, LaunchError, RunE
 from hpcstab.launch.machine import Process
 from hpcstab.rundir import SUBMISSIONS, read_json, unwritable_root, write_json
 
+ANSWERS = "scheduler.json"
+"""The one file beside the ledgers that is none: what Slurm last said."""
 _CAMPAIGN_ID = re.compile(rf"{NAME.pattern}_\d{{8}}_\d{{6}}")
 
 
@@ -35,7 +37,7 @@ class _Record(BaseModel):
 
 
 class Job(_Record):
-    """One run as a job. ``process`` is the job's own once it lives, its controller's before."""
+    """One run as a job. ``process`` is the job's own once it lives, its controller's before; none on Slurm."""
 
     index: int
     run_id: str
@@ -54,6 +56,18 @@ class Resources(_Record):
     time_limit_s: float
 
 
+class Slurm(_Record):
+    """What the jobs of a Slurm cluster were submitted with, so that what was queued can be read afterwards."""
+
+    partition: str
+    account: str | None
+    gres: str | None
+    constraint: str | None
+    cpus_per_task: int
+    mem_gib: int
+    signal_lead_s: int
+
+
 class Ledger(_Record):
     """One campaign. ``owner`` is the process that still has jobs to start: submit, then the starter."""
 
@@ -64,6 +78,7 @@ class Ledger(_Record):
     created: float
     request: list[str]
     resources: Resources
+    slurm: Slurm | None = None
     owner: Process | None
     error: str | None = None
     jobs: list[Job]
@@ -132,6 +147,8 @@ def read_ledgers(root: Path) -> tuple[list[Ledger], list[str]]:
     """All campaigns of a root, oldest first, and one line for each ledger that cannot be read."""
     ledgers, problems = [], []
     for path in (root / SUBMISSIONS).glob("*.json"):
+        if path.name == ANSWERS:
+            continue
         try:
             ledgers.append(read_ledger(path))
         except LaunchError as error:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from hpcstab.errors import HpcstabError, RunError
+from hpcstab.launch.answers import Answers, scheduler_answers
 from hpcstab.launch.ledger import Job, Ledger, find_job, ledger_path, read_ledger, read_ledgers
+from hpcstab.launch.slurm_state import answer_on_slurm
 from hpcstab.launch.state import OPEN, RESULTS, Answer, Evidence, State, answer, collect, number
 from hpcstab.rundir import RunDir, find_runs, read_json
 
@@ -68,9 +70,13 @@ def run_states(root: Path, campaign: str | None = None) -> list[RunState]:
     """
     if campaign is not None:
         ledger = read_ledger(ledger_path(root, campaign))
-        return [run_state(RunDir(root / job.run_id), ledger, job) for job in ledger.jobs]
-    jobs = {job.run_id: (ledger, job) for ledger in read_ledgers(root)[0] for job in ledger.jobs}
-    return [run_state(run, *jobs.get(run.run_id, (None, None))) for run in find_runs(root)]
+        answers = scheduler_answers(root) if ledger.slurm else None
+        return [run_state(RunDir(root / job.run_id), ledger, job, answers) for job in ledger.jobs]
+    ledgers = read_ledgers(root)[0]
+    jobs = {job.run_id: (ledger, job) for ledger in ledgers for job in ledger.jobs}
+    answers = scheduler_answers(root) if any(ledger.slurm for ledger in ledgers) else None
+    rows = [(run, *jobs.get(run.run_id, (None, None))) for run in find_runs(root)]
+    return [run_state(run, ledger, job, answers) for run, ledger, job in rows]
 
 
 def state_of(run: RunDir) -> RunState:
@@ -78,8 +84,15 @@ def state_of(run: RunDir) -> RunState:
     return run_state(run, *find_job(run.path.parents[2], run.run_id))
 
 
-def run_state(run: RunDir, ledger: Ledger | None = None, job: Job | None = None) -> RunState:
-    """One run, and what of it cannot be read as its ``problem``: one bad file hides no other run."""
+def run_state(
+    run: RunDir, ledger: Ledger | None = None, job: Job | None = None, answers: Answers | None = None
+) -> RunState:
+    """One run, and what of it cannot be read as its ``problem``: one bad file hides no other run.
+
+    ``answers``: the scheduler's, where several runs are looked at.
+    """
+    if ledger is not None and ledger.slurm is not None and answers is None:
+        answers = scheduler_answers(run.path.parents[2])
     now = time.time()
     try:
         seen = collect(run, ledger, job)
@@ -88,7 +101,7 @@ def run_state(run: RunDir, ledger: Ledger | None = None, job: Job | None = None)
     if seen.attempt is None and seen.problem is not None:
         found = Answer("unknown", "folder", now)
     else:
-        found = answer(seen, now)
+        found = _answer(seen, answers, now)
     status, attempt = seen.status or {}, seen.attempt or {}
     last = _mapping(status.get("last"))
     metric, value, unit = _primary(run, status)
@@ -115,6 +128,15 @@ def run_state(run: RunDir, ledger: Ledger | None = None, job: Job | None = None)
         node=str(attempt["node"]) if "node" in attempt else None,
         problem=seen.problem,
     )
+
+
+def _answer(seen: Evidence, answers: Answers | None, now: float) -> Answer:
+    if seen.ledger is None or seen.job is None or seen.ledger.slurm is None:
+        return answer(seen, now)
+    if seen.attempt is not None and seen.attempt.get("job_id") is None:
+        return answer(seen, now)  # resumed in the foreground: Slurm knows nothing of it
+    scheduled = answers.of(seen.ledger, seen.job) if answers is not None else None
+    return answer_on_slurm(seen, scheduled, now)
 
 
 def _primary(run: RunDir, status: Mapping[str, Any]) -> tuple[str | None, float | None, str | None]:

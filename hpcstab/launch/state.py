@@ -26,6 +26,7 @@ State = Literal[
     "halted",
     "failed",
     "stopped",
+    "preempted",
     "timeout",
     "cancelled",
     "lost",
@@ -35,9 +36,9 @@ RESULTS = ("completed", "diverged", "halted")
 """The training ended as trainings end; diverged is a result, never a crash."""
 OPEN = ("queued", "running", "unknown")
 """Not known to have ended."""
-_TRAINER_ENDS = (*RESULTS, "failed")
+TRAINER_ENDS = (*RESULTS, "failed")
 _LOOKS = 3  # queued, then running, then ended: more cannot have happened since
-_SILENT_S = 60.0  # the trainer writes status.json at least every 10 s
+SILENT_S = 60.0  # the trainer writes status.json at least every 10 s
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def answer(seen: Evidence, now: float) -> Answer:
     status, attempt = seen.status, seen.attempt
     if not seen.run.path.is_dir():
         return Answer("lost", "folder", now, "its folder was removed")
-    if status and status.get("state") in _TRAINER_ENDS and _is_of(status, attempt) and not seen.alive:
+    if status and status.get("state") in TRAINER_ENDS and is_of(status, attempt) and not seen.alive:
         error = status.get("error")
         return Answer(status["state"], "status.json", number(status.get("time")) or now, first_line(error))
     if attempt is None:
@@ -110,6 +111,16 @@ def number(value: object) -> float | None:
     if isinstance(value, str) and value in ("nan", "inf", "-inf"):
         return float(value)
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def is_of(status: Mapping[str, Any], attempt: Mapping[str, Any] | None) -> bool:
+    """Whether the trainer of the newest attempt wrote the status; a resumed run still has an older one."""
+    return attempt is None or status.get("attempt") == attempt.get("attempt")
+
+
+def was_cancelled(job: Job, attempt: Mapping[str, Any]) -> bool:
+    """Whether this attempt was asked to end; a run that was resumed later is not cancelled any more."""
+    return job.cancelled_at is not None and job.cancelled_at >= (number(attempt.get("start")) or 0.0)
 
 
 def _read(run: RunDir, ledger: Ledger | None, job: Job | None) -> Evidence:
@@ -139,11 +150,6 @@ def _responsible(attempt: Mapping[str, Any] | None, ledger: Ledger | None, job: 
     return job.process or (ledger.owner if job.cancelled_at is None else None)
 
 
-def _is_of(status: Mapping[str, Any], attempt: Mapping[str, Any] | None) -> bool:
-    """Whether the trainer of the newest attempt wrote the status; a resumed run still has an older one."""
-    return attempt is None or status.get("attempt") == attempt.get("attempt")
-
-
 def _before_an_attempt(seen: Evidence, now: float) -> Answer:
     if seen.ledger is None or seen.job is None:
         return Answer("unknown", "folder", now, "no attempt was recorded, and no ledger names the run")
@@ -162,7 +168,7 @@ def _before_an_attempt(seen: Evidence, now: float) -> Answer:
 def _ended(seen: Evidence, attempt: Mapping[str, Any], now: float) -> Answer:
     reason, end = str(attempt.get("reason")), number(attempt.get("end")) or now
     source = f"attempts/{seen.run.attempt_json(int(number(attempt.get('attempt')) or 0)).name}"
-    if reason in _TRAINER_ENDS:
+    if reason in TRAINER_ENDS:
         return Answer(cast(State, reason), source, end)
     if reason == TIME_LIMIT:
         return Answer("timeout", source, end)
@@ -170,17 +176,17 @@ def _ended(seen: Evidence, attempt: Mapping[str, Any], now: float) -> Answer:
 
 
 def _open(seen: Evidence, attempt: Mapping[str, Any], now: float) -> Answer:
-    status = seen.status if seen.status and _is_of(seen.status, attempt) else {}
+    status = seen.status if seen.status and is_of(seen.status, attempt) else {}
     heartbeat = number(status.get("time"))
     last = heartbeat or number(attempt.get("start")) or now
     asked = _was_cancelled(seen, attempt)
     if seen.alive is False:
         gone = f"its process is gone; last sign of life {now - last:.0f} s ago"
         return Answer("cancelled", "process", now, "was killed") if asked else Answer("lost", "process", now, gone)
-    silence = f"no heartbeat for {now - last:.0f} s" if now - last > _SILENT_S else None
+    silence = f"no heartbeat for {now - last:.0f} s" if now - last > SILENT_S else None
     if seen.alive is None and silence:
         return Answer("unknown", "status.json", last, f"runs on {attempt.get('node')}, {silence}")
-    if status.get("state") in _TRAINER_ENDS:  # not over before its process is: what it still has to write can fail
+    if status.get("state") in TRAINER_ENDS:  # not over before its process is: what it still has to write can fail
         return Answer("running", "status.json", last, f"{status['state']}, writes its last files")
     detail = "cancel requested" if asked else silence
     if heartbeat is None:
@@ -189,6 +195,4 @@ def _open(seen: Evidence, attempt: Mapping[str, Any], now: float) -> Answer:
 
 
 def _was_cancelled(seen: Evidence, attempt: Mapping[str, Any]) -> bool:
-    """Whether this attempt was asked to end; a run that was resumed later is not cancelled any more."""
-    asked = seen.job.cancelled_at if seen.job is not None else None
-    return asked is not None and asked >= (number(attempt.get("start")) or 0.0)
+    return seen.job is not None and was_cancelled(seen.job, attempt)

@@ -43,9 +43,9 @@ def test_delta_is_shown_but_refused() -> None:
     delta = load_cluster("delta")
     assert delta.slurm is not None
     assert (delta.slurm.partition, delta.slurm.account) == ("gpuA100x4", "bcqs-delta-gpu")
-    with pytest.raises(LaunchError, match="this version submits to local clusters only") as caught:
+    with pytest.raises(LaunchError, match=r"no (Slurm|sbatch) here") as caught:
         refuse_unusable(delta)
-    assert caught.value.exit_code == 2
+    assert caught.value.exit_code == 3
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,100 @@
+"""A campaign as one array of Slurm jobs: its batch script, and ``python -m hpcstab.launch.slurm <ledger>``.
+
+The submission is a process of its own, since submitit hands sbatch the environment that it has, and that must be
+neither a job's nor one with the user's own defaults for sbatch.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit.slurm.slurm import _make_sbatch_string
+
+from hpcstab.errors import HpcstabError
+from hpcstab.launch.job_body import run_job
+from hpcstab.launch.ledger import Ledger, read_ledger, submission_folder, updating
+from hpcstab.launch.starter import job_variables
+
+
+def batch_script(path: Path, ledger: Ledger) -> str:
+    """What sbatch gets for this ledger, to the letter; needs no Slurm."""
+    folder = submission_folder(path)
+    parameters = _parameters(ledger)
+    num_jobs = len(ledger.jobs)
+    return str(
+        _make_sbatch_string(
+            command=f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(folder))}",
+            folder=folder,
+            map_count=num_jobs if num_jobs > 1 else None,
+            **parameters,
+        )
+    )
+
+
+def submit_array(path: Path) -> None:
+    """Queue the jobs of a ledger and write their ids into it."""
+    ledger = read_ledger(path)
+    executor = submitit.SlurmExecutor(folder=submission_folder(path))
+    executor.update_parameters(**_parameters(ledger))
+    root = path.parents[1]
+    with executor.batch():
+        jobs = [executor.submit(run_job, str(root / job.run_id), str(path), job.index) for job in ledger.jobs]
+    with updating(path) as ledger:
+        for entry, job in zip(ledger.jobs, jobs, strict=True):
+            entry.job_id = job.job_id
+        ledger.owner = None
+
+
+def _parameters(ledger: Ledger) -> dict[str, Any]:
+    slurm = ledger.slurm
+    assert slurm is not None
+    return {
+        "job_name": ledger.campaign,
+        "partition": slurm.partition,
+        "account": slurm.account,
+        "gres": slurm.gres,
+        "constraint": slurm.constraint,
+        "nodes": 1,
+        "ntasks_per_node": 1,
+        "cpus_per_task": slurm.cpus_per_task,
+        "mem": f"{slurm.mem_gib}G",
+        "time": int(ledger.resources.time_limit_s // 60),
+        "signal_delay_s": slurm.signal_lead_s,
+        "array_parallelism": ledger.resources.parallel_runs,
+        "wckey": None,
+        "additional_parameters": {"requeue": True},
+        "setup": _setup(ledger.resources.threads_per_run),
+        # since 22.05 srun does not take it over from the job
+        "srun_args": [f"--cpus-per-task={slurm.cpus_per_task}"],
+    }
+
+
+def _setup(threads: int) -> list[str]:
+    """Before the job: its environment; and the shell waits for the trainer, which Slurm signals as well."""
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in job_variables(threads).items()]
+    return ["trap : TERM", *exports]
+
+
+def main(ledger: str) -> int:
+    """Submit; an error is the last line of what is printed, since submit shows that one."""
+    try:
+        submit_array(Path(ledger))
+    except (FailedJobError, FailedSubmissionError, HpcstabError, OSError) as error:
+        print(_reason(error))
+        return 1
+    return 0
+
+
+def _reason(error: BaseException) -> str:
+    """sbatch's own words, of all that submitit prints around them."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if line.startswith("sbatch: error:")), lines[-1] if lines else repr(error))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

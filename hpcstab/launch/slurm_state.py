@@ -1,0 +1,154 @@
+"""What a run on Slurm is doing: Slurm's last answer about its job, and what was written about its attempts.
+
+The trainer's end stands. Else Slurm decides whether the run goes on, as long as it has said something: a job that it
+does not mention, or cannot be asked about, has neither ended nor failed.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from hpcstab.launch.answers import Scheduled
+from hpcstab.launch.state import (
+    SILENT_S,
+    TRAINER_ENDS,
+    Answer,
+    Evidence,
+    State,
+    first_line,
+    is_of,
+    number,
+    was_cancelled,
+)
+
+_QUEUED = frozenset(
+    {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
+)
+_ENDS: dict[str, State] = {
+    "CANCELLED": "cancelled",
+    "TIMEOUT": "timeout",
+    "DEADLINE": "timeout",
+    "PREEMPTED": "preempted",
+}
+_REASONS = {
+    "JobArrayTaskLimit": "waits for earlier runs of its campaign",
+    "Resources": "waits for free resources",
+    "Priority": "waits behind jobs of higher priority",
+    "JobHeldUser": "held by its user",
+    "JobHeldAdmin": "held by an operator",
+    "PartitionTimeLimit": "never starts: its time limit is above the partition's",
+}
+
+
+def answer_on_slurm(seen: Evidence, scheduled: Scheduled | None, now: float) -> Answer:
+    """The state of a run whose ledger is one of Slurm."""
+    status, attempt = seen.status, seen.attempt
+    if not seen.run.path.is_dir():
+        return Answer("lost", "folder", now, "its folder was removed")
+    if status and status.get("state") in TRAINER_ENDS and is_of(status, attempt) and not seen.alive:
+        error = status.get("error")
+        return Answer(status["state"], "status.json", number(status.get("time")) or now, first_line(error))
+    is_queued = scheduled is not None and scheduled.answer.state in _QUEUED
+    if attempt is not None and attempt.get("reason") == "failed" and not is_queued:
+        return Answer("failed", "attempt", number(attempt.get("end")) or now)
+    if scheduled is None:
+        return _without_answer(seen, now)
+    if _is_older(scheduled, seen):
+        return _running(seen, scheduled, now)
+    if scheduled.answer.state in _QUEUED:
+        return _queued(seen, scheduled)
+    if scheduled.has_ended:
+        return _ended(seen, scheduled)
+    return _running(seen, scheduled, now)
+
+
+def _is_older(scheduled: Scheduled, seen: Evidence) -> bool:
+    """Whether an attempt has begun, or shown itself alive in a job that waited, since Slurm was asked."""
+    if seen.attempt is None or seen.attempt.get("end") is not None:
+        return False
+    if (number(seen.attempt.get("start")) or 0.0) > scheduled.time:
+        return True
+    status = seen.status if seen.status and is_of(seen.status, seen.attempt) else {}
+    return not scheduled.has_ended and (number(status.get("time")) or 0.0) > scheduled.time
+
+
+def _queued(seen: Evidence, scheduled: Scheduled) -> Answer:
+    answer = scheduled.answer
+    reason = _REASONS.get(answer.reason or "", answer.reason or "")
+    if answer.reason == "BeginTime" and answer.start:
+        # Slurm holds a job for about two minutes before it starts again
+        reason = f"{'starts' if seen.attempt is None else 'restarts'} at {_clock(answer.start)}"
+    if seen.job is not None and seen.job.cancelled_at is not None:
+        reason = "cancel requested"
+    parts = [reason, _last_attempt(seen)]
+    return Answer("queued", answer.source, scheduled.time, ", ".join(part for part in parts if part) or None)
+
+
+def _running(seen: Evidence, scheduled: Scheduled, now: float) -> Answer:
+    answer, attempt = scheduled.answer, seen.attempt
+    is_news = answer.state not in ("RUNNING", "COMPLETING") and not _is_older(scheduled, seen)
+    detail = f"Slurm says {answer.state}" if is_news else None
+    status = seen.status if seen.status and is_of(seen.status, attempt) else {}
+    heartbeat = number(status.get("time"))
+    last = max(scheduled.time, heartbeat or 0.0)
+    if now - last > SILENT_S:
+        return Answer("unknown", answer.source, last, f"was {answer.state} on {answer.node}; nothing was heard since")
+    if attempt is None:
+        return Answer("running", answer.source, scheduled.time, detail or "starts")
+    if seen.job is not None and was_cancelled(seen.job, attempt):
+        return Answer("running", answer.source, scheduled.time, "cancel requested")
+    if attempt.get("end") is not None:
+        return Answer("running", answer.source, scheduled.time, detail or f"{_last_attempt(seen)}, waits for Slurm")
+    if heartbeat is None or heartbeat < scheduled.time:
+        silent = now - (heartbeat or number(attempt.get("start")) or now)
+        quiet = f"no heartbeat for {silent:.0f} s" if silent > SILENT_S else None
+        return Answer("running", answer.source, scheduled.time, detail or quiet)
+    return Answer("running", "status.json", heartbeat, detail)
+
+
+def _ended(seen: Evidence, scheduled: Scheduled) -> Answer:
+    """Slurm's job is over, and its trainer did not say how the training ended."""
+    answer = scheduled.answer
+    asked = seen.job is not None and seen.job.cancelled_at is not None
+    state = _ENDS.get(answer.state)
+    detail = _last_attempt(seen)
+    if state == "cancelled" or (asked and answer.state == "COMPLETED"):
+        return Answer("cancelled", answer.source, scheduled.time, detail if asked else detail or "not by hpcstab")
+    if state is not None:
+        return Answer(state, answer.source, scheduled.time, detail)
+    if answer.state == "FAILED" and seen.attempt is None:
+        return Answer("failed", answer.source, scheduled.time, "its job ended before its first attempt")
+    if answer.state == "COMPLETED" and seen.attempt is not None and seen.attempt.get("end") is not None:
+        return Answer("stopped", answer.source, scheduled.time, detail)
+    where = f" on {answer.node}" if answer.node else ""
+    return Answer("lost", answer.source, scheduled.time, f"Slurm says {answer.state}{where}, the trainer nothing")
+
+
+def _without_answer(seen: Evidence, now: float) -> Answer:
+    ledger, job, attempt = seen.ledger, seen.job, seen.attempt
+    assert ledger is not None and job is not None
+    if attempt is None:
+        if job.cancelled_at is not None and job.job_id is None:
+            return Answer("cancelled", "ledger", job.cancelled_at)
+        if now - ledger.created < SILENT_S:
+            return Answer("queued", "ledger", ledger.created, "submitted")
+        return Answer("unknown", "ledger", ledger.created, f"job {job.job_id}: Slurm has said nothing about it")
+    status = seen.status if seen.status and is_of(seen.status, attempt) else {}
+    last = number(status.get("time")) or number(attempt.get("start")) or now
+    if attempt.get("end") is None and now - last <= SILENT_S:
+        return Answer("running", "status.json", last)
+    return Answer("unknown", "status.json", last, f"{_last_attempt(seen)}; Slurm has said nothing about its job")
+
+
+def _last_attempt(seen: Evidence) -> str:
+    """``attempt 1: SIGTERM``; empty where there was none."""
+    if seen.attempt is None:
+        return ""
+    return f"attempt {seen.attempt.get('attempt')}: {seen.attempt.get('reason') or 'no end recorded'}"
+
+
+def _clock(start: str) -> str:
+    try:
+        return datetime.fromisoformat(start).strftime("%H:%M")
+    except ValueError:
+        return start
