@@ -110,8 +110,8 @@ def test_a_requeued_run_ends_as_an_uninterrupted_one(lab: Lab, root: Path) -> No
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
-def assert_resumed_to_the_same_end(root: Path, ledger: Ledger, reason: str) -> None:
-    """After a release: the run ends in its second attempt, with the weights of one that nobody interrupted."""
+def assert_resumed_to_the_end(root: Path, ledger: Ledger, reason: str) -> None:
+    """After a release: the run ends in its second attempt, and no step was trained twice or left out."""
     assert [state.state for state in wait_for_end(root, ledger.campaign, 120)] == ["completed"]
     first, second = read_attempts(run_of(root, ledger))
     assert (first["reason"], second["reason"], second["restart_count"]) == (reason, "completed", 1)
@@ -124,8 +124,8 @@ def test_near_its_time_limit_a_run_queues_itself_again(lab: Lab, root: Path) -> 
     run, job = run_of(root, ledger), job_of(ledger)
     wait_for(lambda: run_states(root)[0].state == "queued" and run.attempt_numbers() == [1], "the requeue", 90)
     assert re.match(r"restarts at \d\d:\d\d, attempt 1: SIGUSR2", run_states(root)[0].detail or "")
-    cancel_text = (submission_folder(ledger_path(root, ledger.campaign)) / f"{job}_0_log.out").read_text()
-    assert "s left: queued again" in cancel_text
+    printed = (submission_folder(ledger_path(root, ledger.campaign)) / f"{job}_0_log.out").read_text()
+    assert "s left: queued again" in printed
     lab.verb("release", job)
     wait_for(lambda: run.attempt_numbers() == [1, 2], "the second attempt", 60)
     cancel(run.run_id, root)
@@ -141,7 +141,7 @@ def test_a_preempted_run_resumes(lab: Lab, root: Path, partition: str) -> None:
     wait_for(lambda: run_states(root)[0].state == "queued", "its place in the queue", 60)
     assert re.match(r"restarts at \d\d:\d\d, attempt 1: SIGTERM", run_states(root)[0].detail or "")
     lab.verb("release", job)
-    assert_resumed_to_the_same_end(root, ledger, "SIGTERM")
+    assert_resumed_to_the_end(root, ledger, "SIGTERM")
 
 
 def test_cancel_ends_a_running_and_a_queued_run(lab: Lab, root: Path) -> None:
