@@ -77,8 +77,8 @@ class FunctionVolumes:
 
 
 @dataclass(frozen=True)
-class TrainingBlocks:
-    """One item is one block (1, b, b, b) of a training volume."""
+class BlockItems:
+    """Items are rows of ``blocks``: a block (1, b, b, b) in training, a whole volume (N, 1, b, b, b) in validation."""
 
     blocks: Tensor
     ids: list[str]
@@ -90,46 +90,32 @@ class TrainingBlocks:
         return self.blocks[index]
 
     def __getitems__(self, indices: list[int]) -> list[Tensor]:
-        """All items of a batch at once: the collation stacks them again, a view each."""
+        """All items of a batch at once: one gather instead of one read an item."""
         return list(self.blocks[torch.tensor(indices)].unbind())
 
 
-@dataclass(frozen=True)
-class WholeVolumes:
-    """One item is one whole volume: its scaled blocks (N, 1, b, b, b), as PSNR needs whole volumes."""
-
-    blocks: Tensor
-    ids: list[str]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.blocks[index]
-
-
-def training_blocks(data: FunctionVolumes) -> TrainingBlocks:
-    """All blocks of the training volumes."""
+def training_blocks(data: FunctionVolumes) -> BlockItems:
+    """All blocks of the training volumes, an item a block."""
     blocks, ids = [], []
     for name, volume in data.volumes("train"):
         cut = data.scaled_blocks(volume)
         blocks.append(cut)
         ids += [f"{name}_b{index:03d}" for index in range(len(cut))]
-    return TrainingBlocks(torch.cat(blocks), ids)
+    return BlockItems(torch.cat(blocks), ids)
 
 
-def whole_volumes(data: FunctionVolumes) -> WholeVolumes:
-    """The validation volumes, as blocks."""
+def whole_volumes(data: FunctionVolumes) -> BlockItems:
+    """The validation volumes, an item a volume, since PSNR needs whole volumes."""
     named = [(name, data.scaled_blocks(volume)) for name, volume in data.volumes("validation")]
-    return WholeVolumes(torch.stack([blocks for _, blocks in named]), [name for name, _ in named])
+    return BlockItems(torch.stack([blocks for _, blocks in named]), [name for name, _ in named])
 
 
-def mean_block(training: TrainingBlocks) -> Tensor:
+def mean_block(training: BlockItems) -> Tensor:
     """What a network that learned nothing but the mean would answer: (1, 1, b, b, b), one value everywhere."""
     return training.blocks.mean().expand(1, *training.blocks.shape[1:])
 
 
-def block_pca(training: TrainingBlocks, num_components: int) -> Callable[[Tensor], Tensor]:
+def block_pca(training: BlockItems, num_components: int) -> Callable[[Tensor], Tensor]:
     """A function blocks (N, 1, b, b, b) -> their reconstruction from the leading principal components.
 
     The linear method at the network's own code size, fitted on the training blocks.

@@ -15,10 +15,9 @@ from hpcstab.config import RunConfig
 from hpcstab.data.checks import check_arrays, num_distinct
 from hpcstab.models.swae3d import config as keys
 from hpcstab.models.swae3d.data import (
+    BlockItems,
     FunctionVolumes,
-    TrainingBlocks,
     Volume,
-    WholeVolumes,
     block_pca,
     mean_block,
     training_blocks,
@@ -64,7 +63,7 @@ class Task:
             block_size=network.block_size,
         )
 
-    def dataset(self, split: Split) -> TrainingBlocks | WholeVolumes:
+    def dataset(self, split: Split) -> BlockItems:
         return self._training if split == "train" else self._validation
 
     def loss_terms(self, network: nn.Module, batch: Tensor, context: StepContext) -> Mapping[str, Tensor]:
@@ -130,11 +129,11 @@ class Task:
         return check_arrays(samples, (resolution,) * 3, (-1.0, 1.0))
 
     @cached_property
-    def _training(self) -> TrainingBlocks:
+    def _training(self) -> BlockItems:
         return training_blocks(self._volumes)
 
     @cached_property
-    def _validation(self) -> WholeVolumes:
+    def _validation(self) -> BlockItems:
         return whole_volumes(self._volumes)
 
     def _leaks(self) -> list[DataFinding]:
