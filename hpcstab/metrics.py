@@ -56,6 +56,11 @@ EventKind = Literal[
     "eval_batch_failed",  # an evaluation batch raised or gave a non-finite sum
     "eval_empty",  # an evaluation without one valid batch
     "diverged",  # the run ended because its numbers did
+    "step_refused",  # the gate refused the update of a step, for the reason in it
+    "not_reproduced",  # a refused step that was fine when it ran again: a fault of the machine, not of the batch
+    "rescaled",  # fp16 gradients overflowed; the step runs again with half the loss scale
+    "capsule_saved",
+    "capsule_left_out",  # no capsule of a failing step was written
     "first_failure",  # the first non-finite value, or row that meets a failure condition of the YAML
     "resumed",  # an attempt went on from a checkpoint
     "checkpoint_saved",

@@ -91,6 +91,14 @@ class RunDir:
         """The folder of the checkpoint that was made before training step ``step``."""
         return self.checkpoints / f"step_{step:08d}"
 
+    @property
+    def capsules(self) -> Path:
+        return self.path / "capsules"
+
+    def capsule(self, step: int) -> Path:
+        """The folder with what is needed to run the failing step ``step`` again."""
+        return self.capsules / f"step_{step:08d}"
+
     def attempt_json(self, number: int) -> Path:
         return self.attempts / f"{number:03d}.json"
 

@@ -32,11 +32,28 @@ class SchedulerConfig(Section):
     min_lr_fraction: float = Field(ge=0, le=1)
 
 
-class PrecisionConfig(Section):
-    """Number formats of forward and backward; parameters and optimizer state stay fp32."""
+class LossScaleConfig(Section):
+    """The factor on an fp16 loss: it halves when gradients overflow, doubles after ``growth_every`` applied steps."""
 
-    dtype: Literal["fp32", "bf16"]
+    initial: float = Field(ge=1)
+    growth_every: int = Field(ge=1)
+
+
+class PrecisionConfig(Section):
+    """Number formats of forward and backward; parameters and optimizer state stay fp32.
+
+    ``loss_scale`` belongs to fp16; null trains fp16 without one.
+    """
+
+    dtype: Literal["fp32", "bf16", "fp16"]
     tf32: bool
+    loss_scale: LossScaleConfig | None
+
+    @model_validator(mode="after")
+    def _scale_for_fp16(self) -> PrecisionConfig:
+        if self.loss_scale is not None and self.dtype != "fp16":
+            raise ValueError(f"precision.loss_scale belongs to fp16; dtype is {self.dtype}: set it to null")
+        return self
 
 
 class BatchNormConfig(Section):
@@ -49,13 +66,15 @@ class BatchNormConfig(Section):
 class StabilityConfig(Section):
     """What stands between a gradient and the parameters.
 
-    This version knows the open gate only: every update is applied, and what is not finite is
-    measured and reported. Other values are refused, not ignored.
+    ``gate``: ``open`` applies every update; ``step_only`` leaves out the optimizer step of a non-finite loss or
+    gradient, as GradScaler and most loops do; ``closed`` lets nothing of a bad step stay. ``health_every``:
+    parameters, buffers and optimizer state are looked at so often.
     """
 
-    gate: Literal["open"]
+    gate: Literal["open", "step_only", "closed"]
     guards: Literal["none"]
     clip_grad_norm: float | None = Field(gt=0)
+    health_every: Duration
     batchnorm: BatchNormConfig
 
 
@@ -64,7 +83,8 @@ class TrainerConfig(Section):
 
     ``max_steps``, where set, is the length and replaces ``epochs``. ``duration_factor`` of a scale
     shrinks all durations inside the training alike. ``nonfinite_budget``: so many steps in a row with
-    a non-finite loss end the run as diverged, in all variants alike.
+    a non-finite loss end the run as diverged, in all variants alike. ``micro_batches``: a batch is cut into so many
+    parts whose gradients add up. ``ema_decay``: null keeps no moving average of the parameters.
     """
 
     epochs: int = Field(ge=1)
@@ -74,6 +94,8 @@ class TrainerConfig(Section):
     evaluate_every: Duration
     checkpoint_every: Duration
     probe_every: Duration = Field(json_schema_extra=KEEPS_NUMBERS)
+    micro_batches: int = Field(ge=1)
+    ema_decay: float | None = Field(gt=0, lt=1)
     tensorboard: Literal["off", "optional", "required"] = Field(json_schema_extra=KEEPS_NUMBERS)
 
     @model_validator(mode="after")
@@ -132,3 +154,16 @@ class RunConfig(Section):
     trainer: TrainerConfig
     precision: PrecisionConfig
     stability: StabilityConfig
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> RunConfig:
+        if self.data.batch_size % self.trainer.micro_batches:
+            raise ValueError(
+                f"data.batch_size {self.data.batch_size} cannot be cut into trainer.micro_batches "
+                f"{self.trainer.micro_batches} equal parts"
+            )
+        if self.precision.loss_scale is not None and self.stability.gate == "open":
+            raise ValueError(
+                "precision.loss_scale needs stability.gate step_only or closed: a loss scale that overflows skips its step"
+            )
+        return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,16 @@ from hpcstab.seeds import keyed_seed
 from hpcstab.task import Batch, TaskDataset
 
 
+@dataclass(frozen=True)
+class StepBatch:
+    """The batch of one step and the ids of its samples."""
+
+    step: int
+    epoch: int
+    ids: tuple[str, ...]
+    batch: Batch
+
+
 class EpochOrder(Sampler[list[int]]):
     """Batches of indices of one epoch, from batch ``first`` on; an incomplete last batch is left out."""
 
@@ -20,13 +31,13 @@ class EpochOrder(Sampler[list[int]]):
         generator = torch.Generator().manual_seed(keyed_seed(seed, "permutation", epoch))
         order = torch.randperm(num_items, generator=generator).tolist()
         full = num_items // batch_size
-        self._batches = [order[index * batch_size : (index + 1) * batch_size] for index in range(first, full)]
+        self.batches = [order[index * batch_size : (index + 1) * batch_size] for index in range(first, full)]
 
     def __iter__(self) -> Iterator[list[int]]:
-        return iter(self._batches)
+        return iter(self.batches)
 
     def __len__(self) -> int:
-        return len(self._batches)
+        return len(self.batches)
 
 
 class TrainingBatches:
@@ -43,13 +54,14 @@ class TrainingBatches:
                 f"data.batch_size is {batch_size}, but there are only {len(dataset)} training items; make it smaller"
             )
 
-    def from_step(self, step: int) -> Iterator[tuple[int, Batch]]:
-        """(epoch, batch) from the batch position ``step`` on, without end."""
+    def from_step(self, step: int) -> Iterator[StepBatch]:
+        """Batches from the position ``step`` on, without end."""
         epoch, position = divmod(step, self.steps_per_epoch)
         while True:
             order = EpochOrder(len(self._dataset), self._batch_size, self._seed, epoch, position)
-            for batch in self._loader(order, epoch):
-                yield epoch, batch
+            for indices, batch in zip(order.batches, self._loader(order, epoch), strict=True):
+                yield StepBatch(step, epoch, tuple(self._dataset.ids[index] for index in indices), batch)
+                step += 1
             epoch, position = epoch + 1, 0
 
     def _loader(self, order: EpochOrder, epoch: int) -> DataLoader[Any]:
@@ -67,3 +79,18 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     if isinstance(batch, (list, tuple)):
         return type(batch)(to_device(value, device) for value in batch)
     return batch
+
+
+def micro_batches(batch: Batch, count: int) -> list[Batch]:
+    """A batch cut along the first axis of all its tensors into ``count`` equal parts."""
+    if count == 1:
+        return [batch]
+    if isinstance(batch, torch.Tensor):
+        return list(batch.chunk(count))
+    if isinstance(batch, dict):
+        parts = {key: micro_batches(value, count) for key, value in batch.items()}
+        return [{key: values[index] for key, values in parts.items()} for index in range(count)]
+    if isinstance(batch, (list, tuple)):
+        columns = [micro_batches(value, count) for value in batch]
+        return [type(batch)(column[index] for column in columns) for index in range(count)]
+    return [batch] * count

@@ -11,6 +11,9 @@ from hpcstab.metrics import metrics_header
 from hpcstab.rundir import RunDir
 from hpcstab.seeds import keyed_seed
 from hpcstab.stability.batchnorm import configure_batchnorm
+from hpcstab.stability.ema import Ema
+from hpcstab.stability.gate import Gate
+from hpcstab.stability.loss_scale import LossScale
 from hpcstab.task import Task
 from hpcstab.training.batches import TrainingBatches
 from hpcstab.training.cadence import build_cadence
@@ -20,6 +23,7 @@ from hpcstab.training.objective import Objective
 from hpcstab.training.optimizers import build_optimizer
 from hpcstab.training.precision import pick_device, set_tf32
 from hpcstab.training.records import Records
+from hpcstab.training.step import StepRunner
 from hpcstab.training.tensorboard import TensorBoard
 from hpcstab.training.trainer import Trainer
 
@@ -54,6 +58,18 @@ def build_trainer(  # noqa: PLR0913 - the composition root hands over all parts 
     records = Records(run, task, attempt, cadence.total_steps, primary)
     if tensorboard.absent:
         records.events.write("tensorboard_absent", 0, 0)
+    optimizer = build_optimizer(network, config.optimizer)
+    runner = StepRunner(
+        task=task,
+        network=network,
+        optimizer=optimizer,
+        gate=_build_gate(config, network, optimizer, device),
+        objective=Objective(config.losses, batches.steps_per_epoch, config.trainer.duration_factor),
+        precision=config.precision,
+        num_micro_batches=config.trainer.micro_batches,
+        device=device,
+        seed=seed,
+    )
     return Trainer(
         task=task,
         config=config,
@@ -61,12 +77,26 @@ def build_trainer(  # noqa: PLR0913 - the composition root hands over all parts 
         seed=seed,
         device=device,
         network=network,
-        optimizer=build_optimizer(network, config.optimizer),
+        optimizer=optimizer,
+        runner=runner,
         batches=batches,
-        objective=Objective(config.losses, batches.steps_per_epoch, config.trainer.duration_factor),
         records=records,
         failure=failure_watch,
         cadence=cadence,
         tensorboard=tensorboard,
         stop_requested=stop_requested,
+    )
+
+
+def _build_gate(
+    config: RunConfig, network: torch.nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+) -> Gate:
+    scale, decay = config.precision.loss_scale, config.trainer.ema_decay
+    return Gate(
+        network,
+        [optimizer],
+        config.stability.gate,
+        config.stability.clip_grad_norm,
+        loss_scale=LossScale(scale.initial, scale.growth_every, device) if scale is not None else None,
+        ema=Ema(network, decay) if decay is not None else None,
     )

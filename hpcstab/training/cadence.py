@@ -16,6 +16,7 @@ class Cadence:
     evaluate_every: int
     checkpoint_every: int
     probe_every: int
+    health_every: int
 
     def evaluates_before(self, step: int) -> bool:
         """True where an evaluation comes before training step ``step``: at 0 and then on the cadence."""
@@ -29,6 +30,10 @@ class Cadence:
         """True where training step ``step`` is probed: at 0, on the cadence, and in the last step."""
         return step % self.probe_every == 0 or step == self.total_steps - 1
 
+    def checks_after(self, step: int) -> bool:
+        """True where the state is looked at after training step ``step``."""
+        return (step + 1) % self.health_every == 0
+
 
 def build_cadence(config: RunConfig, steps_per_epoch: int) -> Cadence:
     """Cadences in steps; ``max_steps``, where set, is the length."""
@@ -40,4 +45,5 @@ def build_cadence(config: RunConfig, steps_per_epoch: int) -> Cadence:
         evaluate_every=trainer.evaluate_every.in_steps(steps_per_epoch, factor),
         checkpoint_every=trainer.checkpoint_every.in_steps(steps_per_epoch, factor),
         probe_every=trainer.probe_every.in_steps(steps_per_epoch, factor),
+        health_every=config.stability.health_every.in_steps(steps_per_epoch, factor),
     )

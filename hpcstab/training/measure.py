@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-
-def total_grad_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """L2 norm over all gradients; NaN or inf where one of them is."""
-    return get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+from hpcstab.stability.clipping import total_grad_norm
+from hpcstab.stability.deferred import Deferred
 
 
-def clip_scale(grad_norm: Tensor, max_norm: float | None) -> Tensor:
-    """Factor that brings the norm down to ``max_norm``: 1 where it is below, NaN where the norm is."""
-    if max_norm is None:
-        return torch.ones_like(grad_norm)
-    return torch.clamp(max_norm / (grad_norm + 1e-6), max=1.0)
-
-
-def scale_gradients(parameters: Iterable[nn.Parameter], scale: Tensor) -> None:
-    """Multiply all gradients in place."""
-    torch._foreach_mul_([parameter.grad for parameter in parameters if parameter.grad is not None], scale)
+def finite_flag(tensors: Mapping[str, Tensor]) -> Tensor:
+    """Whether all values of all tensors are finite: a 0-d boolean tensor on their device."""
+    largest = torch._foreach_norm(list(tensors.values()), float("inf"))
+    return torch.stack([value.float() for value in largest]).isfinite().all()
 
 
 def nonfinite_names(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
@@ -43,29 +36,38 @@ def peak_memory_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-class ModuleProbe:
-    """Gradient and update norm of every module that owns parameters, around one optimizer step."""
+@dataclass(frozen=True)
+class ModuleNorms:
+    """Gradient and update norm of each module, on their way from the device."""
 
-    def __init__(self, network: nn.Module) -> None:
+    modules: tuple[str, ...]
+    deferred: Deferred
+
+    def read(self) -> list[tuple[str, float, float]]:
+        """(module, gradient norm, update norm); a module without any gradient has norm 0."""
+        norms = self.deferred.read()
+        count = len(self.modules)
+        return list(zip(self.modules, norms[:count], norms[count:], strict=True))
+
+
+class ModuleProbe:
+    """Measures every module that owns parameters around one optimizer step; made after the backward pass."""
+
+    def __init__(self, network: nn.Module, loss_scale: Tensor | None = None) -> None:
         self._owned = {
             name or "(network)": parameters
             for name, module in network.named_modules()
             if (parameters := [p for p in module.parameters(recurse=False) if p.requires_grad])
         }
-        self._grad_norms: dict[str, Tensor] = {}
-        self._before: dict[str, list[Tensor]] = {}
+        scaled = [total_grad_norm(parameters) for parameters in self._owned.values()]
+        self._grad_norms = scaled if loss_scale is None else [norm / loss_scale for norm in scaled]
+        self._before = [[parameter.detach().clone() for parameter in owned] for owned in self._owned.values()]
 
-    def before_step(self) -> None:
-        """Keep the parameters, and the norms of the gradients as backward left them."""
-        for name, parameters in self._owned.items():
-            self._grad_norms[name] = total_grad_norm(parameters)
-            self._before[name] = [parameter.detach().clone() for parameter in parameters]
-
-    def after_step(self) -> list[tuple[str, float, float]]:
-        """(module, gradient norm, update norm); a module without any gradient has norm 0."""
-        rows = []
-        for name, parameters in self._owned.items():
-            changes = [p.detach() - b for p, b in zip(parameters, self._before[name], strict=True)]
-            rows.append((name, float(self._grad_norms[name]), float(get_total_norm(changes))))
-        self._before.clear()
-        return rows
+    def after_step(self) -> ModuleNorms:
+        """The norms, to be read later."""
+        updates = [
+            get_total_norm([after.detach() - before for after, before in zip(owned, befores, strict=True)])
+            for owned, befores in zip(self._owned.values(), self._before, strict=True)
+        ]
+        norms = torch.stack([norm.double() for norm in (*self._grad_norms, *updates)])
+        return ModuleNorms(tuple(self._owned), Deferred(norms))

@@ -29,7 +29,7 @@ def set_tf32(config: PrecisionConfig) -> None:
 
 
 def autocast(config: PrecisionConfig, device: torch.device) -> AbstractContextManager[Any]:
-    """bf16 autocast of forward passes, or nothing for fp32."""
+    """bf16 or fp16 autocast of forward passes, or nothing for fp32."""
     if config.dtype == "fp32":
         return nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
+    return torch.autocast(device.type, dtype=torch.bfloat16 if config.dtype == "bf16" else torch.float16)

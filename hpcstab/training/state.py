@@ -20,10 +20,14 @@ _REMEMBERED = ("first_nonfinite_step", "first_failure_step", "best", "eval", "la
 
 def save_state(trainer: Trainer) -> bool:
     """Write the checkpoint before the trainer's next step; True where parameters and buffers are finite."""
-    sick = nonfinite_names([*trainer.network.named_parameters(), *trainer.network.named_buffers()])
+    gate = trainer.runner.gate
+    sick = nonfinite_names(trainer.runner.state_tensors().items())
     state = {
         "network": trainer.network.state_dict(),
         "optimizer": trainer.optimizer.state_dict(),
+        "ema": gate.ema.state_dict() if gate.ema else None,
+        "loss_scale": gate.loss_scale.state_dict() if gate.loss_scale else None,
+        "gate_armed": gate.armed,
         "step": trainer.step,
         "update": trainer.update,
         "nonfinite_streak": trainer.failure.streak,
@@ -51,6 +55,12 @@ def restore_state(trainer: Trainer) -> bool:
     except (RuntimeError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{restored.folder}: does not fit this network or optimizer: {reason}") from None
+    gate = trainer.runner.gate
+    gate.armed = state["gate_armed"]
+    if gate.ema:
+        gate.ema.load_state_dict(state["ema"])
+    if gate.loss_scale:
+        gate.loss_scale.load_state_dict(state["loss_scale"])
     trainer.step, trainer.update = state["step"], state["update"]
     trainer.failure.streak = state["nonfinite_streak"]
     trainer.records.status(step=trainer.step, update=trainer.update, **state["status"])

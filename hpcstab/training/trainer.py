@@ -1,56 +1,47 @@
-"""The trainer: one line, one screen, no callbacks.
+"""The trainer: one line, one bend, no callbacks.
 
-batch -> forward -> backward -> measure -> gate -> clip -> step -> record. The gate of this version is
-open: every update is applied, finite or not, so that the numbers are those of a bare loop; what is not
-finite is measured, recorded and ends the run as ``diverged``, which is a result and not a crash.
+batch -> forward -> backward -> measure -> gate -> step -> record. The gate decides on the device, in the step itself; the
+host reads what a step said a few steps later and, where a step was refused, goes back to it (recovery.py).
+A run that becomes non-finite ends as ``diverged``, which is a result and not a crash.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hpcstab.config import RunConfig
 from hpcstab.judgement import judge
 from hpcstab.rundir import RunDir
-from hpcstab.seeds import keyed_seed
-from hpcstab.task import Batch, Task
-from hpcstab.training.batches import TrainingBatches, to_device
+from hpcstab.stability.gate import LAG
+from hpcstab.stability.held import HeldBatches
+from hpcstab.task import Task
+from hpcstab.training.batches import StepBatch, TrainingBatches
 from hpcstab.training.cadence import Cadence
 from hpcstab.training.context import TrainingContext
+from hpcstab.training.ends import Diverged, Stopped
 from hpcstab.training.evaluation import evaluate
 from hpcstab.training.failure import FailureWatch
-from hpcstab.training.measure import (
-    ModuleProbe,
-    clip_scale,
-    nonfinite_names,
-    peak_memory_gib,
-    scale_gradients,
-    total_grad_norm,
-)
-from hpcstab.training.objective import Objective, check_terms
-from hpcstab.training.optimizers import learning_rate, set_learning_rate
+from hpcstab.training.measure import nonfinite_names, peak_memory_gib
+from hpcstab.training.optimizers import learning_rate
 from hpcstab.training.pictures import save_samples
 from hpcstab.training.precision import autocast, device_facts
 from hpcstab.training.records import Records
+from hpcstab.training.recovery import recover
 from hpcstab.training.state import restore_state, save_state
+from hpcstab.training.step import Pending, Signals, StepRunner
 from hpcstab.training.tensorboard import TensorBoard
 
 TrainerState = Literal["running", "completed", "diverged", "halted", "failed"]
-
-
-class Diverged(Exception):  # noqa: N818 - it is a result, not an error
-    """The numbers of the run ended it."""
-
-
-class Stopped(Exception):  # noqa: N818 - it is a request, not an error
-    """The attempt ends at a step boundary; the run is not over."""
+Outcome = Literal["applied", "skipped", "held", "rescaled"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +55,13 @@ class TrainingResult:
 
 @dataclass
 class Trainer:
-    """Built parts of one attempt (see :func:`hpcstab.training.build.build_trainer`) and its position."""
+    """Built parts of one attempt (see :func:`hpcstab.training.build.build_trainer`) and its position.
+
+    Attributes:
+        step: the next batch position.
+        update: applied updates among the steps that were read.
+        in_flight: steps that were given to the device and not read yet, oldest first.
+    """
 
     task: Task
     config: RunConfig
@@ -73,22 +70,24 @@ class Trainer:
     device: torch.device
     network: nn.Module
     optimizer: torch.optim.Optimizer
+    runner: StepRunner
     batches: TrainingBatches
-    objective: Objective
     records: Records
     failure: FailureWatch
     cadence: Cadence
     tensorboard: TensorBoard
     stop_requested: Callable[[], str | None]
+    lag: int = LAG
     step: int = 0
     update: int = 0
+    in_flight: deque[Pending] = field(default_factory=deque)
 
     def train(self) -> TrainingResult:
         """Train to the end, to divergence, or until a signal asks to stop; from a checkpoint where there is one."""
         self._began = time.perf_counter()
         self.records.write_task(self.task)
         restore_state(self)
-        first_step = self.step
+        self._first_step = self.step
         self.records.events.write("train_start", self.step, self.update, **device_facts(self.device))
         self.records.heartbeat(now=True)
         state, reason = self._run()
@@ -96,40 +95,151 @@ class Trainer:
         if state != "stopped":
             self.records.status(state=state, judgement=judge(self.run).as_json())
         self.records.heartbeat(now=True)
-        return TrainingResult(state, self.step - first_step, reason)
+        return TrainingResult(state, self.step - self._first_step, reason)
 
     def _run(self) -> tuple[Literal["completed", "diverged", "stopped"], str]:
-        first_step = self.step
-        batches: Iterator[tuple[int, Batch]] = self.batches.from_step(first_step)
+        self.start_batches()
         try:
-            while self.step < self.cadence.total_steps:
+            while True:
                 self._stop_if_asked()
-                if self.cadence.evaluates_before(self.step):
-                    self._evaluate()
-                if self.cadence.saves_before(self.step) and self.step > first_step:
-                    self._save()
-                started = time.perf_counter()
-                epoch, batch = next(batches)
-                self._train_step(batch, epoch, started)
-                self.records.heartbeat()
-            self._evaluate()
-            self._save()
+                if self._is_boundary():
+                    if self.settle():
+                        continue
+                    self._evaluate_and_save()
+                    if self.step == self.cadence.total_steps:
+                        break
+                self._train_step()
         except Stopped as stop:
             return "stopped", str(stop)
         except Diverged as divergence:
             self.records.events.write("diverged", self.step, self.update, reason=str(divergence))
             save_state(self)
             return "diverged", str(divergence)
-        save_samples(self.run, self.task, self.network, self._context(epoch=0))
+        except BaseException:
+            self._record_the_rest()  # what a crash is looked at for is its last rows
+            raise
+        save_samples(self.run, self.task, self.network, self._context())
         return "completed", f"{self.cadence.total_steps} steps"
+
+    def start_batches(self) -> None:
+        """Read batches from the position ``step`` on."""
+        self.items = HeldBatches(self.batches.from_step(self.step), self.lag + 1)
+
+    def launch(self, item: StepBatch, started: float) -> Pending:
+        """Give a step to the device; the learning rate assumes that all steps before it are applied.
+
+        A closed gate runs a step again where that was wrong; loops with other gates count steps.
+        """
+        tick = self.update + len(self.in_flight) if self.runner.gate.mode == "closed" else item.step
+        lr = learning_rate(
+            tick, self.config.optimizer.lr, self.config.scheduler, self.cadence.warmup_steps, self.cadence.total_steps
+        )
+        pending = self.runner.launch(
+            item, lr, probes=self.cadence.probes_at(item.step), checks=self.cadence.checks_after(item.step)
+        )
+        pending.started = started
+        return pending
+
+    def settle(self) -> bool:
+        """Read all steps in flight; True where that moved the position, since one of them was refused."""
+        before = self.step
+        while self.in_flight:
+            self._read_one()
+        return self.step != before
+
+    def record(self, pending: Pending, signals: Signals, outcome: Outcome) -> dict[str, Any]:
+        """The row of a step in metrics.csv, with its probe where it had one and was applied."""
+        row: dict[str, Any] = {
+            "step": pending.step,
+            "update": self.update,
+            "epoch": pending.item.epoch,
+            "attempt": self.records.attempt,
+            "time_s": time.perf_counter() - self._began,
+            "step_time_s": pending.seconds,
+            "peak_mem_gib": peak_memory_gib(self.device),
+            "loss_finite": math.isfinite(signals.figures["loss"]),
+            "grad_finite": math.isfinite(signals.figures["grad_norm"]),
+            "lr": pending.lr,
+            "outcome": outcome,
+            **signals.figures,
+        }
+        self.records.metrics.append(row)
+        self.tensorboard.row(pending.step, row)
+        if outcome == "applied":
+            self._record_probe(pending)
+            self.update += 1
+        last = {name: row[name] for name in ("loss", "grad_norm", "lr", "step_time_s")}
+        self.records.status(step=pending.step + 1, update=self.update, last=last)
+        return row
+
+    def judge_row(self, row: dict[str, Any]) -> None:
+        """Record firsts of a row; end the run where it has diverged."""
+        verdict = self.failure.see(row, self.records)
+        if verdict:
+            raise Diverged(verdict)
+
+    def _train_step(self) -> None:
+        started = time.perf_counter()
+        pending = self.launch(next(self.items), started)
+        self.in_flight.append(pending)
+        self.step += 1
+        # a run that is going non-finite ends in the very step that its budget says
+        lag = 0 if self.failure.streak else self.lag
+        while len(self.in_flight) > lag:
+            self._read_one()
+        pending.seconds = time.perf_counter() - started
+        self.records.heartbeat()
+
+    def _read_one(self) -> None:
+        pending = self.in_flight.popleft()
+        signals = pending.read()
+        gate = self.runner.gate
+        if signals.refused and gate.armed:
+            recover(self, pending, signals)
+            return
+        row = self.record(pending, signals, "skipped" if signals.refused else "applied")
+        if signals.refused:
+            self.records.events.write("step_refused", pending.step, self.update, reason="nonfinite")
+        self.judge_row(row)
+        if not signals.state_finite:
+            self._check_state()
+
+    def _record_the_rest(self) -> None:
+        with contextlib.suppress(Exception):
+            while self.in_flight:
+                pending = self.in_flight.popleft()
+                signals = pending.read()
+                self.record(pending, signals, "held" if signals.refused else "applied")
+
+    def _record_probe(self, pending: Pending) -> None:
+        if pending.norms is None:
+            return
+        position = {"step": pending.step, "update": self.update, "attempt": self.records.attempt}
+        for module, grad_norm, update_norm in pending.norms.read():
+            self.records.probes.append(
+                position | {"module": module, "grad_norm": grad_norm, "update_norm": update_norm}
+            )
 
     def _stop_if_asked(self) -> None:
         """End at this step boundary where a signal asks for it, with the state on disk."""
         signal_name = self.stop_requested()
         if signal_name:
+            self.settle()
             self.records.events.write("stop_requested", self.step, self.update, signal=signal_name)
             self._save()
             raise Stopped(signal_name)
+
+    def _is_boundary(self) -> bool:
+        """Whether something comes before the next step that needs the state as it will stay."""
+        ends = self.step == self.cadence.total_steps
+        return ends or self.cadence.evaluates_before(self.step) or self.cadence.saves_before(self.step)
+
+    def _evaluate_and_save(self) -> None:
+        ends = self.step == self.cadence.total_steps
+        if ends or self.cadence.evaluates_before(self.step):
+            self._evaluate()
+        if ends or (self.cadence.saves_before(self.step) and self.step > self._first_step):
+            self._save()
 
     def _save(self) -> None:
         if max(self.run.attempt_numbers(), default=0) > self.records.attempt:
@@ -138,76 +248,9 @@ class Trainer:
         self._check_state()
         save_state(self)
 
-    def _train_step(self, batch: Batch, epoch: int, started: float) -> None:
-        torch.manual_seed(keyed_seed(self.seed, "step", self.step))  # dropout and the like: the same on a resume
-        context = self._context(epoch)
-        with autocast(self.config.precision, self.device):
-            terms = dict(self.task.loss_terms(self.network, to_device(batch, self.device), context))
-        if self.step == 0:
-            check_terms(terms, self.task.loss_term_names)
-        loss = self.objective.total(terms, self.step)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        grad_norm = total_grad_norm(self.network.parameters())
-        probe = self._probe() if self.cadence.probes_at(self.step) else None
-        scale = clip_scale(grad_norm, self.config.stability.clip_grad_norm)
-        if self.config.stability.clip_grad_norm is not None:
-            scale_gradients(self.network.parameters(), scale)
-        lr = learning_rate(
-            self.update,
-            self.config.optimizer.lr,
-            self.config.scheduler,
-            self.cadence.warmup_steps,
-            self.cadence.total_steps,
-        )
-        set_learning_rate(self.optimizer, lr)
-        self.optimizer.step()
-        row = self._row(loss, grad_norm, scale, terms, context)
-        self._record(row | {"epoch": epoch, "lr": lr, "step_time_s": time.perf_counter() - started}, probe)
-
-    def _row(
-        self, loss: Tensor, grad_norm: Tensor, scale: Tensor, terms: dict[str, Tensor], context: TrainingContext
-    ) -> dict[str, Any]:
-        """All signals of the step in one read from the device."""
-        missing = set(self.task.diagnostics) ^ set(context.diagnostics)
-        if missing:
-            raise ValueError(f"the task declares and records different diagnostics: {', '.join(sorted(missing))}")
-        named: dict[str, Tensor] = {"loss": loss, "grad_norm": grad_norm, "clip_scale": scale}
-        named |= {f"loss_{name}": term for name, term in terms.items()}
-        named |= {f"diag_{name}": context.diagnostics[name] for name in self.task.diagnostics}
-        signals = (*named.values(), *context.counts())
-        values = torch.stack([signal.detach().double() for signal in signals]).tolist()
-        row: dict[str, Any] = dict(zip(named, values[:-2], strict=True))
-        row |= {"num_masked": int(values[-2]), "num_limited": int(values[-1])}
-        return row | {
-            "loss_finite": math.isfinite(row["loss"]),
-            "grad_finite": math.isfinite(row["grad_norm"]),
-        }
-
-    def _record(self, row: dict[str, Any], probe: ModuleProbe | None) -> None:
-        position = {"step": self.step, "update": self.update, "attempt": self.records.attempt}
-        row |= position | {
-            "time_s": time.perf_counter() - self._began,
-            "peak_mem_gib": peak_memory_gib(self.device),
-            "outcome": "applied",
-        }
-        self.records.metrics.append(row)
-        if probe is not None:
-            for module, grad_norm, update_norm in probe.after_step():
-                norms = {"module": module, "grad_norm": grad_norm, "update_norm": update_norm}
-                self.records.probes.append(position | norms)
-        self.tensorboard.row(self.step, row)
-        self.step += 1
-        self.update += 1
-        last = {name: row[name] for name in ("loss", "grad_norm", "lr", "step_time_s")}
-        self.records.status(step=self.step, update=self.update, last=last)
-        verdict = self.failure.see(row, self.records)
-        if verdict:
-            raise Diverged(verdict)
-
     def _evaluate(self) -> None:
         self._check_state()
-        context = self._context(epoch=0)
+        context = self._context()
         with autocast(self.config.precision, self.device):
             evaluation = evaluate(self.task, self.network, context, self.records.heartbeat)
         for index in evaluation.failed:
@@ -243,10 +286,5 @@ class Trainer:
             self.records.nonfinite(self.step, what="parameters")
             raise Diverged(reason)
 
-    def _probe(self) -> ModuleProbe:
-        probe = ModuleProbe(self.network)
-        probe.before_step()
-        return probe
-
-    def _context(self, epoch: int) -> TrainingContext:
-        return TrainingContext(seed=self.seed, step=self.step, epoch=epoch, device=self.device)
+    def _context(self) -> TrainingContext:
+        return TrainingContext(seed=self.seed, step=self.step, epoch=0, device=self.device)

@@ -13,12 +13,13 @@ from torch import nn
 
 from hpcstab.config.common import SchedulerConfig
 from hpcstab.errors import ConfigError
+from hpcstab.stability.clipping import clip_scale
 from hpcstab.stability.phases import phase_factor
 from hpcstab.task import Maximum, Partial, Sum
 from hpcstab.training.batches import EpochOrder, to_device
 from hpcstab.training.context import TrainingContext
 from hpcstab.training.evaluation import evaluate
-from hpcstab.training.measure import ModuleProbe, clip_scale, nonfinite_names
+from hpcstab.training.measure import ModuleProbe, nonfinite_names
 from hpcstab.training.objective import Objective
 from hpcstab.training.optimizers import learning_rate
 from tests.training.toy import ToyTask, toy_config, toy_trainer
@@ -132,9 +133,8 @@ def test_probe_sees_a_module_without_gradient() -> None:
     optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
     network["live"](network["cut"](torch.ones(1, 2)).detach()).sum().backward()
     probe = ModuleProbe(network)
-    probe.before_step()
     optimizer.step()
-    rows = {module: (grad_norm, update_norm) for module, grad_norm, update_norm in probe.after_step()}
+    rows = {module: (grad_norm, update_norm) for module, grad_norm, update_norm in probe.after_step().read()}
     assert rows["cut"] == (0.0, 0.0)
     assert rows["live"][0] > 0
     assert rows["live"][1] == pytest.approx(0.5 * rows["live"][0], rel=1e-5)

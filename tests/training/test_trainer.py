@@ -38,9 +38,13 @@ def events(run: RunDir) -> list[str]:
 @pytest.mark.parametrize("clip", [None, 0.05])
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 def test_numbers_are_those_of_a_bare_loop(tmp_path: Path, optimizer: str, clip: float | None) -> None:
-    """The open gate adds nothing: parameters are bitwise those of a plain PyTorch loop."""
+    """The open gate adds nothing: parameters are bitwise those of a plain PyTorch loop; with clipping to rounding,
+    since it happens inside the optimizer's kernel."""
     config = toy_config(
-        network={"batchnorm": True}, optimizer={"name": optimizer, "momentum": 0.5}, stability={"clip_grad_norm": clip}
+        # a bias before BatchNorm has a gradient of pure rounding, which Adam blows up to full size
+        network={"batchnorm": clip is None},
+        optimizer={"name": optimizer, "momentum": 0.5},
+        stability={"clip_grad_norm": clip},
     )
     task = ToyTask(config)
     _, trainer, _ = train(tmp_path, task, config)
@@ -66,7 +70,8 @@ def test_numbers_are_those_of_a_bare_loop(tmp_path: Path, optimizer: str, clip: 
             step += 1
     assert step == 20
     ours, theirs = trainer.network.state_dict(), network.state_dict()
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    same = torch.equal if clip is None else lambda a, b: torch.allclose(a, b, rtol=1e-5, atol=1e-7)
+    assert all(same(ours[name], theirs[name]) for name in theirs)
 
 
 def test_every_step_is_one_row_with_the_declared_columns(tmp_path: Path) -> None:
@@ -110,6 +115,7 @@ def test_a_streak_of_non_finite_losses_is_divergence_and_a_result(tmp_path: Path
     assert status["last"]["loss"] == "nan"  # spelled, since JSON has no NaN
     assert events(run) == [
         "train_start",
+        "capsule_saved",
         "first_nonfinite",
         "first_failure",
         "diverged",

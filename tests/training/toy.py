@@ -55,13 +55,16 @@ VALUES: dict[str, Any] = {
         "evaluate_every": {"steps": 10},
         "checkpoint_every": {"steps": 1000},
         "probe_every": {"steps": 5},
+        "micro_batches": 1,
+        "ema_decay": None,
         "tensorboard": "off",
     },
-    "precision": {"dtype": "fp32", "tf32": False},
+    "precision": {"dtype": "fp32", "tf32": False, "loss_scale": None},
     "stability": {
         "gate": "open",
         "guards": "none",
         "clip_grad_norm": None,
+        "health_every": {"steps": 10},
         "batchnorm": {"momentum": None, "eps": None},
     },
 }

@@ -1,0 +1,61 @@
+"""Buffers that a forward pass changes (BatchNorm statistics and the like): kept before it, put back after a refusal."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class BufferRing:
+    """Copies of all buffers of the last ``size`` steps.
+
+    A copy a step is all that a healthy step pays: nothing is put back on the device, since a refused step and those
+    after it run again from the state before it.
+    """
+
+    def __init__(self, network: nn.Module, size: int) -> None:
+        # by owner and name: a module may assign a new tensor to its buffer
+        found = [
+            (f"{path}.{name}" if path else name, module, name)
+            for path, module in network.named_modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        self._names = [path for path, _, _ in found]
+        self._places = [(module, name) for _, module, name in found]
+        current = self._current()
+        self._slots = [[torch.empty_like(buffer) for buffer in current] for _ in range(size)]
+        # a mask of -inf is a buffer too: only what was finite has to stay so
+        self._watched = [
+            index
+            for index, buffer in enumerate(current)
+            if buffer.is_floating_point() and bool(buffer.isfinite().all())
+        ]
+
+    def keep(self, step: int) -> None:
+        """Copy the buffers as they are before the forward pass of ``step``."""
+        if self._places:
+            torch._foreach_copy_(self._slots[step % len(self._slots)], self._current())
+
+    @torch.no_grad()
+    def put_back(self, step: int) -> None:
+        """Make the buffers again what they were before the forward pass of ``step``, one of the last ``size``."""
+        if self._places:
+            torch._foreach_copy_(self._current(), self._slots[step % len(self._slots)])
+
+    def watched(self) -> dict[str, Tensor]:
+        """Buffers that were finite at first, by name: they have to stay so."""
+        current = self._current()
+        return {self._names[index]: current[index] for index in self._watched}
+
+    def all_finite(self) -> Tensor | None:
+        """Whether all are, as a 0-d boolean tensor on their device; None where there is nothing to watch."""
+        if not self._watched:
+            return None
+        current = self._current()
+        largest = torch._foreach_norm([current[index] for index in self._watched], float("inf"))
+        return torch.stack(largest).isfinite().all()
+
+    def _current(self) -> list[Tensor]:
+        found = [module._buffers[name] for module, name in self._places]
+        return [buffer.detach() for buffer in found if buffer is not None]

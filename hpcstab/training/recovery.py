@@ -1,0 +1,154 @@
+"""What the host does about a refused step: it goes back to it, keeps what is needed to replay it, and runs it again.
+
+An open gate has refused its first bad step only to be looked at: it runs again and is applied, as in a bare loop.
+A closed one runs it once more, to tell a fault of the batch from one of the machine, and then leaves the batch out.
+Under fp16 a gradient that overflows is first tried again with half the loss scale.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+from hpcstab.errors import CheckpointError
+from hpcstab.stability.capsule import MAX_CAPSULES, write_capsule
+from hpcstab.stability.random_state import take_random_state
+from hpcstab.training.ends import Diverged
+from hpcstab.training.measure import nonfinite_names
+
+if TYPE_CHECKING:
+    from hpcstab.training.step import Pending, Signals
+    from hpcstab.training.trainer import Trainer
+
+
+def recover(trainer: Trainer, pending: Pending, signals: Signals) -> None:
+    """Bring the training past ``pending``, which the device has refused and latched.
+
+    Raises:
+        Diverged: the state itself is not finite, or the run has used up its budget of non-finite steps.
+    """
+    held = list(trainer.in_flight)
+    trainer.in_flight.clear()
+    trainer.items.go_back(1 + len(held))
+    trainer.step = pending.step
+    gate = trainer.runner.gate
+    gate.release(pending.step, armed=gate.mode == "closed")
+    reason = reason_of(signals)
+    _write_capsule(trainer, pending, signals, reason)
+    if gate.mode != "closed":
+        _run_once(trainer)
+        return
+    sick = nonfinite_names(trainer.runner.state_tensors().items())
+    if sick:
+        raise Diverged(f"before step {pending.step} {len(sick)} tensors of the state were non-finite, first {sick[0]}")
+    _run_until_decided(trainer, pending, signals, reason)
+    for late in held:
+        trainer.record(late, late.read(), "held")
+
+
+def reason_of(signals: Signals) -> str:
+    """Why a step was refused, as far as its signals tell."""
+    if not math.isfinite(signals.figures["loss"]):
+        return "nonfinite_loss"
+    if not math.isfinite(signals.figures["grad_norm"]):
+        return "nonfinite_gradient"
+    return "spike" if signals.buffers_finite else "nonfinite_buffers"
+
+
+def _run_once(trainer: Trainer) -> None:
+    """Run the step again, with the gate as it now is, and read it at once."""
+    started = time.perf_counter()
+    pending = trainer.launch(next(trainer.items), started)
+    trainer.step += 1
+    pending.seconds = time.perf_counter() - started
+    trainer.in_flight.append(pending)
+    trainer.settle()
+
+
+def _run_until_decided(trainer: Trainer, pending: Pending, signals: Signals, reason: str) -> None:
+    """Run the step again until it is applied, or until it is clear that it cannot be."""
+    gate, events = trainer.runner.gate, trainer.records.events
+    scale_before = gate.loss_scale.state_dict() if gate.loss_scale else None
+    is_second = reason == "spike"  # a finite step needs no second opinion
+    while signals.bad:
+        overflows = reason == "nonfinite_gradient" and gate.loss_scale is not None
+        if overflows and gate.loss_scale is not None and gate.loss_scale.back_off():
+            trainer.record(pending, signals, "rescaled")
+            events.write("rescaled", pending.step, trainer.update, loss_scale=float(gate.loss_scale.value))
+        elif is_second:
+            if scale_before is not None and gate.loss_scale is not None:
+                gate.loss_scale.load_state_dict(scale_before)  # it was not the scale
+            _leave_out(trainer, pending, signals, reason)
+            return
+        else:
+            trainer.record(pending, signals, "held")
+            is_second = True
+        if not overflows:
+            trainer.records.nonfinite(pending.step, what="step", reason=reason)
+        pending = trainer.launch(next(trainer.items), time.perf_counter())
+        signals = pending.read()
+        if signals.bad:
+            gate.release(pending.step, armed=True)
+            trainer.items.go_back(1)
+            reason = _reason_now(trainer, signals)
+    trainer.step = pending.step + 1
+    if is_second:
+        events.write("not_reproduced", pending.step, trainer.update, reason=reason)
+    trainer.judge_row(trainer.record(pending, signals, "applied"))
+
+
+def _leave_out(trainer: Trainer, pending: Pending, signals: Signals, reason: str) -> None:
+    """Go on behind the batch, as if it had never come."""
+    next(trainer.items)
+    trainer.step = pending.step + 1
+    row = trainer.record(pending, signals, "skipped")
+    figures = {name: signals.figures[name] for name in ("loss", "grad_norm")}
+    trainer.records.events.write(
+        "step_refused", pending.step, trainer.update, reason=reason, ids=list(pending.item.ids)[:20], **figures
+    )
+    trainer.judge_row(row)
+
+
+def _reason_now(trainer: Trainer, signals: Signals) -> str:
+    """The same from gradients that are still there: their norm can overflow while they are finite."""
+    reason = reason_of(signals)
+    if reason != "nonfinite_gradient":
+        return reason
+    gradients = ((name, p.grad) for name, p in trainer.network.named_parameters() if p.grad is not None)
+    return reason if nonfinite_names(gradients) else "norm_overflow"
+
+
+def _write_capsule(trainer: Trainer, pending: Pending, signals: Signals, reason: str) -> None:
+    """Batch, random state and the state of the failing step; a disk that is full does not end the run for it."""
+    events, step = trainer.records.events, pending.step
+    if len(list(trainer.run.capsules.glob("step_*"))) >= MAX_CAPSULES:
+        events.write("capsule_left_out", step, trainer.update, reason=f"this run has {MAX_CAPSULES} already")
+        return
+    trainer.runner.seed_step(step)
+    state: dict[str, Any] = {
+        "network": trainer.network.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+        "batch": pending.item.batch,
+        "random": take_random_state(),
+    }
+    facts = {
+        "step": step,
+        "epoch": pending.item.epoch,
+        "update": trainer.update,
+        "attempt": trainer.records.attempt,
+        "rank": 0,
+        "ids": list(pending.item.ids),
+        "reason": reason,
+        "figures": {name: repr(value) for name, value in signals.figures.items()},
+        "lr": pending.lr,
+        "seed": trainer.seed,
+        "run_id": trainer.run.run_id,
+        "loss_scale": float(trainer.runner.gate.loss_scale.value) if trainer.runner.gate.loss_scale else None,
+    }
+    try:
+        folder = write_capsule(trainer.run.capsule(step), state, facts)
+    except CheckpointError as error:
+        events.write("capsule_left_out", step, trainer.update, reason=str(error))
+        return
+    events.write("capsule_saved", step, trainer.update, reason=reason, capsule=folder.name)

@@ -1,0 +1,175 @@
+"""One training step on the device: forward, backward, gate. What it says is read later, by the trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hpcstab.config.common import PrecisionConfig
+from hpcstab.seeds import keyed_seed
+from hpcstab.stability.deferred import Deferred
+from hpcstab.stability.gate import Decision, Gate
+from hpcstab.stability.random_state import seed_all
+from hpcstab.task import Batch, Task
+from hpcstab.training.batches import StepBatch, micro_batches, to_device
+from hpcstab.training.context import TrainingContext
+from hpcstab.training.measure import ModuleNorms, ModuleProbe, finite_flag
+from hpcstab.training.objective import Objective, check_terms
+from hpcstab.training.optimizers import set_learning_rate
+from hpcstab.training.precision import autocast
+
+_FLAGS = ("buffers_finite", "bad", "refused", "state_finite")
+_COUNTS = ("num_masked", "num_limited")
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What a step said, read from the device: ``figures`` are columns of metrics.csv, the rest is for the trainer.
+
+    ``state_finite`` is True where the state was not looked at.
+    """
+
+    figures: Mapping[str, float]
+    bad: bool
+    refused: bool
+    buffers_finite: bool
+    state_finite: bool
+
+
+@dataclass
+class Pending:
+    """A step that was given to the device and not read yet."""
+
+    item: StepBatch
+    lr: float
+    names: tuple[str, ...]
+    deferred: Deferred
+    norms: ModuleNorms | None
+    started: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def step(self) -> int:
+        return self.item.step
+
+    def read(self) -> Signals:
+        """The signals; waits for the device where it is not done."""
+        values = dict(zip(self.names, self.deferred.read(), strict=True))
+        flags = {name: bool(values.pop(name)) for name in _FLAGS}
+        return Signals({name: _typed(name, value) for name, value in values.items()}, **flags)
+
+
+@dataclass
+class StepRunner:
+    """Gives steps to the device."""
+
+    task: Task
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    gate: Gate
+    objective: Objective
+    precision: PrecisionConfig
+    num_micro_batches: int
+    device: torch.device
+    seed: int
+
+    def launch(self, item: StepBatch, lr: float, *, probes: bool, checks: bool) -> Pending:
+        """Forward, backward, gate; nothing here waits for the device.
+
+        Args:
+            probes: measure gradient and update norm of every module.
+            checks: look at parameters, buffers and optimizer state after the step.
+        """
+        self.seed_step(item.step)
+        set_learning_rate(self.optimizer, lr)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.gate.begin(item.step)
+        loss, figures = self._gradients(item)
+        probe = self._probe() if probes else None
+        decision = self.gate.step(loss)
+        norms = probe.after_step() if probe is not None else None
+        state_finite = finite_flag(self.state_tensors()) if checks else decision.bad.new_ones(())
+        figures = _signals(loss, decision, state_finite) | figures
+        values = torch.stack([figure.detach().double() for figure in figures.values()])
+        return Pending(item, lr, tuple(figures), Deferred(values), norms)
+
+    def seed_step(self, step: int) -> None:
+        """Dropout and the like draw the same whenever a step runs: on a resume, after a refusal, in a replay."""
+        seed_all(keyed_seed(self.seed, "step", step))
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Parameters, watched buffers, optimizer state and moving average by name, without those that hold no floats."""
+        named: dict[str, Tensor] = dict(self.network.named_parameters())
+        named |= self.gate.buffers.watched()
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self.network.named_parameters()}
+        for parameter, values in self.optimizer.state.items():
+            named |= {f"optimizer.{names[parameter]}.{key}": value for key, value in values.items()}
+        if self.gate.ema is not None:
+            named |= {f"ema.{name}": average for name, average in self.gate.ema.tensors()}
+        return {
+            name: value.detach()
+            for name, value in named.items()
+            if isinstance(value, Tensor) and value.is_floating_point()
+        }
+
+    def _probe(self) -> ModuleProbe:
+        return ModuleProbe(self.network, self.gate.loss_scale.value if self.gate.loss_scale else None)
+
+    def _gradients(self, item: StepBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """(loss, terms, diagnostics and counts) over all micro-batches; gradients are those of their mean loss."""
+        parts = micro_batches(item.batch, self.num_micro_batches)
+        losses, figures = [], []
+        for index, part in enumerate(parts):
+            loss, terms, context = self._forward(part, item, index)
+            loss = loss / len(parts) if len(parts) > 1 else loss
+            self.gate.scaled(loss).backward()  # type: ignore[no-untyped-call]
+            losses.append(loss)
+            figures.append(self._figures(terms, context))
+        if len(parts) == 1:
+            return losses[0], figures[0]
+        return torch.stack(losses).sum(), {
+            name: _combined(name, [each[name] for each in figures]) for name in figures[0]
+        }
+
+    def _forward(self, batch: Batch, item: StepBatch, micro: int) -> tuple[Tensor, dict[str, Tensor], TrainingContext]:
+        context = TrainingContext(self.seed, item.step, item.epoch, self.device, micro)
+        with autocast(self.precision, self.device):
+            terms = dict(self.task.loss_terms(self.network, to_device(batch, self.device), context))
+        if item.step == 0:
+            check_terms(terms, self.task.loss_term_names)
+        return self.objective.total(terms, item.step), terms, context
+
+    def _figures(self, terms: Mapping[str, Tensor], context: TrainingContext) -> dict[str, Tensor]:
+        missing = set(self.task.diagnostics) ^ set(context.diagnostics)
+        if missing:
+            raise ValueError(f"the task declares and records different diagnostics: {', '.join(sorted(missing))}")
+        figures = {f"loss_{name}": term.detach() for name, term in terms.items()}
+        figures |= {f"diag_{name}": context.diagnostics[name] for name in self.task.diagnostics}
+        return figures | dict(zip(_COUNTS, context.counts(), strict=True))
+
+
+def _signals(loss: Tensor, decision: Decision, state_finite: Tensor) -> dict[str, Tensor]:
+    return {
+        "loss": loss,
+        "grad_norm": decision.grad_norm,
+        "clip_scale": decision.clip_scale,
+        "buffers_finite": decision.buffers_finite,
+        "bad": decision.bad,
+        "refused": decision.refused,
+        "state_finite": state_finite,
+    }
+
+
+def _combined(name: str, values: list[Tensor]) -> Tensor:
+    """One figure of the step from those of its micro-batches: means of losses, sums of counts, largest diagnostics."""
+    stacked = torch.stack([value.double() for value in values])
+    if name in _COUNTS:
+        return stacked.sum()
+    return stacked.amax() if name.startswith("diag_") else stacked.mean()
+
+
+def _typed(name: str, value: float) -> float:
+    return int(value) if name in _COUNTS else value
