@@ -164,6 +164,6 @@ class RunConfig(Section):
             )
         if self.precision.loss_scale is not None and self.stability.gate == "open":
             raise ValueError(
-                "precision.loss_scale needs stability.gate step_only or closed: a loss scale that overflows skips its step"
+                "precision.loss_scale needs stability.gate step_only or closed: a scale that overflows skips its step"
             )
         return self

@@ -14,6 +14,7 @@ class BufferRing:
     """
 
     def __init__(self, network: nn.Module, size: int) -> None:
+        self.size = size
         # by owner and name: a module may assign a new tensor to its buffer
         found = [
             (f"{path}.{name}" if path else name, module, name)

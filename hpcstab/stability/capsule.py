@@ -55,7 +55,7 @@ def read_capsule(folder: Path, device: torch.device | str = "cpu") -> Capsule:
         raise CheckpointError(f"{folder}: is a checkpoint, not a capsule; capsules lie in RUN/capsules")
     if version != CAPSULE_VERSION:
         raise CheckpointError(
-            f"{folder}: is a capsule of version {version}; this hpcstab reads {CAPSULE_VERSION}: use the one that wrote it"
+            f"{folder}: is a capsule of version {version}; this hpcstab reads {CAPSULE_VERSION}, use its own"
         )
     missing = [part for part in _PARTS if part not in state]
     if missing:

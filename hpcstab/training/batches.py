@@ -64,6 +64,12 @@ class TrainingBatches:
                 step += 1
             epoch, position = epoch + 1, 0
 
+    def ids_of(self, step: int) -> tuple[str, ...]:
+        """Ids of the samples of a step."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        order = EpochOrder(len(self._dataset), self._batch_size, self._seed, epoch, position)
+        return tuple(self._dataset.ids[index] for index in order.batches[0])
+
     def _loader(self, order: EpochOrder, epoch: int) -> DataLoader[Any]:
         generator = torch.Generator().manual_seed(keyed_seed(self._seed, "loader", epoch))
         dataset: Any = self._dataset

@@ -101,7 +101,7 @@ class StepRunner:
         seed_all(keyed_seed(self.seed, "step", step))
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Parameters, watched buffers, optimizer state and moving average by name, without those that hold no floats."""
+        """Parameters, watched buffers, optimizer state and moving average by name: all that must stay finite."""
         named: dict[str, Tensor] = dict(self.network.named_parameters())
         named |= self.gate.buffers.watched()
         names: dict[Tensor, str] = {parameter: name for name, parameter in self.network.named_parameters()}

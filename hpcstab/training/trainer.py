@@ -1,7 +1,7 @@
 """The trainer: one line, one bend, no callbacks.
 
-batch -> forward -> backward -> measure -> gate -> step -> record. The gate decides on the device, in the step itself; the
-host reads what a step said a few steps later and, where a step was refused, goes back to it (recovery.py).
+batch -> forward -> backward -> measure -> gate -> step -> record. The gate decides on the device, in the step itself;
+the host reads what a step said a few steps later and, where a step was refused, goes back to it (recovery.py).
 A run that becomes non-finite ends as ``diverged``, which is a result and not a crash.
 """
 
@@ -123,6 +123,7 @@ class Trainer:
 
     def start_batches(self) -> None:
         """Read batches from the position ``step`` on."""
+        assert self.lag < self.runner.gate.buffers.size, "the gate's ring of buffers must reach back over the lag"
         self.items = HeldBatches(self.batches.from_step(self.step), self.lag + 1)
 
     def launch(self, item: StepBatch, started: float) -> Pending:
