@@ -1,0 +1,139 @@
+"""The training in which the faults of the matrix happen: small, with every part that a fault can hit.
+
+x (4) -> encoder -> BatchNorm -> ReLU -> fault point -> head, plus a skip from x past the normalisation, so that a
+spike of the input is one of the loss too. The fault is armed by step: it comes whenever its batch comes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from hpcstab.task import StepContext
+from tests.training.toy import Config, ToyTask
+
+BAD_SAMPLE = 3
+"""The sample of the batch whose input is at fault."""
+_SPIKE = 1e5
+_NORM_OVERFLOW = 1e25  # finite in fp32, its square is not
+
+
+class _GradientTimes(torch.autograd.Function):
+    """The identity, whose backward multiplies by a factor."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return features.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.factor, None
+
+
+class _GradientOver(torch.autograd.Function):
+    """The identity, whose backward divides by a number that is zero."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor) -> Tensor:
+        return features.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor]:
+        return (gradients[0] / torch.zeros_like(gradients[0][:, :1]),)
+
+
+class ActivationFault(nn.Module):
+    """Identity until it is armed; then an operation with finite inputs whose output is what is wanted."""
+
+    kind: str | None = None
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.kind == "nan":
+            return features + torch.log(-1.0 - features.square())
+        if self.kind == "inf":
+            return features + (features.detach() * 0.0).reciprocal()
+        if self.kind == "spike":
+            return features * _SPIKE
+        if self.kind == "fp16_overflow":
+            return torch.exp2(16.0 + features.half().square()).to(features.dtype)
+        return features
+
+
+class GradientFault(nn.Module):
+    """Identity, forward; armed, its backward makes what is wanted out of finite gradients."""
+
+    kind: str | None = None
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.kind == "nan":  # the root's derivative at zero is infinite, times zero
+            return features + (features * 0.0).square().sum(1, keepdim=True).sqrt()
+        if self.kind == "inf":
+            return cast(Tensor, _GradientOver.apply(features))
+        if self.kind == "spike":
+            return cast(Tensor, _GradientTimes.apply(features, _SPIKE))
+        if self.kind == "norm_overflow":
+            return cast(Tensor, _GradientTimes.apply(features, _NORM_OVERFLOW))
+        if self.kind == "fp16_overflow":
+            return cast(Tensor, _GradientTimes.apply(features.half(), 6e4)).to(features.dtype)
+        return features
+
+
+class FaultNetwork(nn.Module):
+    """(B, 4) -> (B, 2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(4, 8)
+        self.norm = nn.BatchNorm1d(8)
+        self.activation = ActivationFault()
+        self.gradient = GradientFault()
+        self.head = nn.Linear(8, 2)
+        self.skip = nn.Linear(4, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = torch.relu(self.norm(self.encoder(inputs)))
+        outputs: Tensor = self.head(self.gradient(self.activation(hidden))) + self.skip(inputs)
+        return outputs
+
+
+class FaultTask(ToyTask):
+    """The toy's data and loss, with the fault ``(kind, site)`` in the batch of ``step``."""
+
+    def __init__(self, config: Config, kind: str = "none", site: str = "none", step: int = -1) -> None:
+        super().__init__(config)
+        self.kind, self.site, self.step = kind, site, step
+
+    def network(self) -> nn.Module:
+        return FaultNetwork()
+
+    def loss_terms(self, network: nn.Module, batch: Any, context: StepContext) -> Mapping[str, Tensor]:
+        inputs, targets = batch
+        armed = self.kind if context.step == self.step else None
+        body = cast(FaultNetwork, network)
+        body.activation.kind = armed if self.site == "activation" else None
+        body.gradient.kind = armed if self.site == "gradient" else None
+        if armed and self.site == "input":
+            inputs = _with_bad_sample(inputs, armed)
+        terms = dict(super().loss_terms(network, (inputs, targets), context))
+        if armed and self.site == "loss_term":
+            terms["size"] = _with_bad_value(terms["size"], armed)
+        return terms
+
+
+def _with_bad_sample(inputs: Tensor, kind: str) -> Tensor:
+    inputs = inputs.clone()
+    inputs[BAD_SAMPLE] = {"nan": math.nan, "inf": math.inf}.get(kind, 1.0) * (_SPIKE if kind == "spike" else 1.0)
+    return inputs
+
+
+def _with_bad_value(term: Tensor, kind: str) -> Tensor:
+    if kind == "nan":
+        return term + torch.log(-1.0 - term.detach())
+    if kind == "inf":
+        return term + (term.detach() * 0.0).reciprocal()
+    return term * (_SPIKE if kind == "spike" else _NORM_OVERFLOW)
