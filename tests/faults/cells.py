@@ -63,9 +63,7 @@ def chosen_cells() -> list[Cell]:
     chosen: list[Cell] = []
     while still_open:
         used = Counter((cell.optimizer, cell.ranks) for cell in chosen)
-        best = max(
-            remaining, key=lambda cell: (len(_covered_by(cell) & still_open), -used[cell.optimizer, cell.ranks])
-        )
+        best = max(remaining, key=lambda cell: (len(_covered_by(cell) & still_open), -used[cell.optimizer, cell.ranks]))
         chosen.append(best)
         remaining.remove(best)
         still_open -= _covered_by(best)

@@ -1,13 +1,15 @@
 """The training in which the faults of the matrix happen: small, with every part that a fault can hit.
 
 x (4) -> encoder -> BatchNorm -> ReLU -> fault point -> head, plus a skip from x past the normalisation, so that a
-spike of the input is one of the loss too. The fault is armed by step: it comes whenever its batch comes.
+spike of the input is one of the loss too. The fault is armed by step: it comes whenever its batch comes. Gradients that
+overflow fp16 need no fault here: a loss scale that has grown too far makes them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -78,8 +80,6 @@ class GradientFault(nn.Module):
             return cast(Tensor, _GradientTimes.apply(features, _SPIKE))
         if self.kind == "norm_overflow":
             return cast(Tensor, _GradientTimes.apply(features, _NORM_OVERFLOW))
-        if self.kind == "fp16_overflow":
-            return cast(Tensor, _GradientTimes.apply(features.half(), 6e4)).to(features.dtype)
         return features
 
 
@@ -114,15 +114,22 @@ class FaultTask(ToyTask):
     def loss_terms(self, network: nn.Module, batch: Any, context: StepContext) -> Mapping[str, Tensor]:
         inputs, targets = batch
         armed = self.kind if context.step == self.step else None
-        body = cast(FaultNetwork, network)
-        body.activation.kind = armed if self.site == "activation" else None
-        body.gradient.kind = armed if self.site == "gradient" else None
         if armed and self.site == "input":
             inputs = _with_bad_sample(inputs, armed)
-        terms = dict(super().loss_terms(network, (inputs, targets), context))
+        with _armed(cast(FaultNetwork, network), self.site, armed):
+            terms = dict(super().loss_terms(network, (inputs, targets), context))
         if armed and self.site == "loss_term":
             terms["size"] = _with_bad_value(terms["size"], armed)
         return terms
+
+
+@contextlib.contextmanager
+def _armed(network: FaultNetwork, site: str, kind: str | None) -> Iterator[None]:
+    """For one forward pass: an evaluation has no fault."""
+    network.activation.kind = kind if site == "activation" else None
+    network.gradient.kind = kind if site == "gradient" else None
+    yield
+    network.activation.kind = network.gradient.kind = None
 
 
 def _with_bad_sample(inputs: Tensor, kind: str) -> Tensor:

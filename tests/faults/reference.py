@@ -1,0 +1,91 @@
+"""What a training without the fault ends with: a plain PyTorch loop, written without anything of hpcstab's trainer."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hpcstab.seeds import keyed_seed
+from tests.faults.task import FaultNetwork, FaultTask
+from tests.training.toy import Config
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Ended:
+    """The state at the end of a training."""
+
+    network: dict[str, Tensor]
+    optimizer: dict[Any, dict[str, Tensor]]
+    average: list[Tensor]
+
+
+def train_plainly(
+    config: Config, ranks: int, *, without: int | None = None, halve_scale_at: int | None = None
+) -> Ended:
+    """Train without the batch of step ``without``; at ``halve_scale_at`` the loss scale is halved first.
+
+    Several ranks are played one after the other: gradients averaged, buffers those of rank 0.
+    """
+    task = FaultTask(config)
+    torch.manual_seed(keyed_seed(0, "network"))
+    network = FaultNetwork()
+    optimizer = _optimizer(network, config)
+    averages = [parameter.detach().clone() for parameter in network.parameters()]
+    scale = config.precision.loss_scale.initial if config.precision.loss_scale else None
+    assert config.trainer.max_steps is not None
+    for step in range(config.trainer.max_steps):
+        if step == without:
+            continue
+        if step == halve_scale_at and scale is not None:
+            scale /= 2
+        _set_gradients(network, task, config, step, ranks, scale)
+        if scale is not None:
+            optimizer.grad_scale = torch.tensor(scale)  # type: ignore[attr-defined]
+        optimizer.step()
+        for average, parameter in zip(averages, network.parameters(), strict=True):
+            average.add_((parameter.detach() - average) * torch.tensor(1.0 - (config.trainer.ema_decay or 0.0)))
+    return Ended(network.state_dict(), optimizer.state_dict()["state"], averages)
+
+
+def batch_indices(step: int, batch_size: int, num_items: int) -> Tensor:
+    """The items of a step, in the order in which they are drawn."""
+    epoch, position = divmod(step, num_items // batch_size)
+    order = torch.randperm(num_items, generator=torch.Generator().manual_seed(keyed_seed(0, "permutation", epoch)))
+    return order[position * batch_size : (position + 1) * batch_size]
+
+
+def _set_gradients(
+    network: FaultNetwork, task: FaultTask, config: Config, step: int, ranks: int, scale: float | None
+) -> None:
+    items = task.dataset("train")
+    indices = batch_indices(step, config.data.batch_size, len(items))
+    before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    gradients: list[list[Tensor]] = []
+    for rank in reversed(range(ranks)):  # rank 0 last: its buffers stay
+        for name, buffer in network.named_buffers():
+            buffer.copy_(before[name])
+        mine = indices[rank::ranks]
+        network.zero_grad()
+        dtype = _DTYPES.get(config.precision.dtype)
+        with torch.autocast("cpu", dtype=dtype) if dtype else nullcontext():
+            outputs = network(items.inputs[mine])
+            mse = (outputs - items.targets[mine]).square().mean()
+            loss = config.losses.weights.mse * mse + config.losses.weights.size * outputs.square().mean()
+        (loss if scale is None else loss * torch.tensor(scale)).backward()  # type: ignore[no-untyped-call]
+        gradients.insert(0, [parameter.grad for parameter in network.parameters() if parameter.grad is not None])
+    for parameter, *parts in zip(network.parameters(), *gradients, strict=True):
+        parameter.grad = torch.stack(parts).sum(0) / ranks if ranks > 1 else parts[0]
+
+
+def _optimizer(network: FaultNetwork, config: Config) -> torch.optim.Optimizer:
+    values = config.optimizer
+    if values.name == "sgd":
+        return torch.optim.SGD(network.parameters(), lr=values.lr, momentum=values.momentum, fused=True)
+    kind = torch.optim.Adam if values.name == "adam" else torch.optim.AdamW
+    return kind(network.parameters(), lr=values.lr, weight_decay=values.weight_decay, fused=True)
