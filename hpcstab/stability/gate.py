@@ -133,7 +133,8 @@ class Gate:
         for optimizer in self._optimizers:
             self._step(optimizer, divisor, refused)
         if self.loss_scale is not None:
-            self.loss_scale.after_step(refused, backs_off=self.mode != "closed")
+            # what the latch refuses runs again: only a refusal that stays may change the scale
+            self.loss_scale.after_step(refused, backs_off=not self.armed)
         if self.ema is not None:
             self.ema.update(refused if self.mode == "closed" else self.latch)
         return Decision(norm, factor, buffers_finite, bad, refused.clone())
@@ -163,7 +164,9 @@ class Gate:
     def _is_bad(self, loss: Tensor, norm: Tensor, buffers_finite: Tensor) -> Tensor:
         """0-d fp32, exactly 0 or 1; comparisons with NaN are false, and inf is above every threshold."""
         loss = loss.float()
-        good = (norm <= self.max_norm) & (loss <= self.max_loss) & (loss >= -_LARGEST) & buffers_finite
+        good = (norm <= self.max_norm) & (loss <= self.max_loss) & (loss >= -_LARGEST)
+        if self.mode != "step_only":  # which looks at loss and gradients alone, as the loops do whose form it is
+            good = good & buffers_finite
         bad = (~good).float()
         return bad if self._agree is None else self._agree(bad)
 
