@@ -35,11 +35,17 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """(B, 3, H, W) -> (B, 10); widths (64, 128, 256, 512) and two blocks each are ResNet-18 in its form for 32 x 32."""
+    """(B, 3, H, W) -> (B, 10); widths (64, 128, 256, 512) and two blocks each are ResNet-18.
 
-    def __init__(self, widths: Sequence[int], blocks: int = 2) -> None:
+    ``pools``: the stem of the original, which halves twice; else the one for small pictures, which keeps their size.
+    """
+
+    def __init__(self, widths: Sequence[int], blocks: int = 2, pools: bool = False) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
+        size, stride = (7, 2) if pools else (3, 1)
+        stem = nn.Conv2d(3, widths[0], size, stride, size // 2, bias=False)
+        pool = nn.MaxPool2d(3, 2, 1) if pools else nn.Identity()
+        self.stem = nn.Sequential(stem, nn.BatchNorm2d(widths[0]), nn.ReLU(), pool)
         pairs = zip([widths[0], *widths[:-1]], widths, strict=True)
         layers = [[Block(before, after), *(Block(after, after) for _ in range(blocks - 1))] for before, after in pairs]
         self.body = nn.Sequential(*[block for layer in layers for block in layer])
@@ -50,7 +56,10 @@ class ResNet(nn.Module):
 
 
 class Transformer(nn.Module):
-    """(B, T) tokens -> (B, T, vocabulary), with dropout and a causal mask of -inf among its buffers."""
+    """(B, T) tokens -> (B, T, vocabulary), with dropout and a causal mask of -inf among its buffers.
+
+    It says that the mask is causal: torch would ask the device in every forward pass.
+    """
 
     def __init__(self, width: int, depth: int, vocabulary: int, length: int, dropout: float = 0.1) -> None:
         super().__init__()
@@ -62,7 +71,7 @@ class Transformer(nn.Module):
         self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(length))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.head(self.body(self.embed(tokens) + self.place, mask=self.mask))
+        return self.head(self.body(self.embed(tokens) + self.place, mask=self.mask, is_causal=True))
 
 
 class Recurrent(nn.Module):
