@@ -60,8 +60,9 @@ slurm-down:  ## stop the lab; leaves nothing behind
 test-slurm: $(READY)  ## tests on the lab (at most 15 minutes); they start labs of their own
 	OMP_NUM_THREADS=1 HPCSTAB_REQUIRE_LAB=1 $(VENV)/bin/python -m pytest -m slurm
 
-bench: $(READY)  ## start-up and status timings, as printed figures
+bench: $(READY)  ## timings of start-up, status and a hardened step, as printed figures
 	$(VENV)/bin/python -m tests.benchmarks.startup
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.benchmarks.step_cost
 
 reports: $(READY)  ## rebuild the reference report under reports/ (tens of minutes)
 	$(HPCSTAB) submit swae3d --scale small --wait --report reports/swae3d-small

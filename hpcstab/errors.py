@@ -44,3 +44,7 @@ class RunError(HpcstabError):
 
 class CheckpointError(HpcstabError):
     """A checkpoint is missing, damaged or does not fit."""
+
+
+class NumericsError(HpcstabError):
+    """The numbers of a user's own training loop cannot be trained on."""

@@ -59,6 +59,7 @@ EventKind = Literal[
     "step_refused",  # the gate refused the update of a step, for the reason in it
     "not_reproduced",  # a refused step that was fine when it ran again: a fault of the machine, not of the batch
     "rescaled",  # fp16 gradients overflowed; the step runs again with half the loss scale
+    "loop_left",  # a user's own loop ended early; so many batches that were held did not run again
     "capsule_saved",
     "capsule_left_out",  # no capsule of a failing step was written
     "first_failure",  # the first non-finite value, or row that meets a failure condition of the YAML

@@ -30,7 +30,7 @@ class BufferRing:
         self._watched = [
             index
             for index, buffer in enumerate(current)
-            if buffer.is_floating_point() and bool(buffer.isfinite().all())
+            if buffer.is_floating_point() and buffer.numel() and bool(buffer.isfinite().all())
         ]
 
     def keep(self, step: int) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from hpcstab.errors import ConfigError
 from hpcstab.stability.buffers import BufferRing
+from hpcstab.stability.check_input import can_skip_itself, check_loss, check_stepped, checked_parameters, num_stepped
 from hpcstab.stability.clipping import clip_scale, total_grad_norm
 from hpcstab.stability.ema import Ema
 from hpcstab.stability.loss_scale import LossScale
@@ -49,7 +50,7 @@ class Gate:
     """Clip, decide and step, for all optimizers of a training at once.
 
     Args:
-        network: its parameters with a gradient are measured, its buffers kept.
+        network: its parameters are measured, frozen ones from when they are not; its buffers are kept.
         optimizers: fused ones are skipped on the device; for others the host asks the device in every step, which
             gives the same result and costs a wait.
         mode: ``open`` applies every update, ``step_only`` refuses the optimizer step of a bad step (as GradScaler
@@ -63,7 +64,8 @@ class Gate:
         max_loss, max_norm: thresholds on the device; a larger value is bad. Guards refresh them.
 
     Raises:
-        ConfigError: an optimizer without a ``step()`` to be skipped, or no parameters at all.
+        ConfigError: no parameters, on several devices, or sharded ones; an optimizer without a ``step()`` to be
+            skipped, or one that steps what the network does not have.
     """
 
     def __init__(  # noqa: PLR0913 - one decision over many parts
@@ -78,11 +80,11 @@ class Gate:
         ema: Ema | None = None,
         agree: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        self._parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        if not self._parameters:
-            raise ConfigError(f"{type(network).__name__} has no parameters that require a gradient: nothing to train")
-        self._asks_device = {id(optimizer): _can_skip_itself(optimizer) for optimizer in optimizers}
+        self._parameters = checked_parameters(network)
+        self._asks_device = {id(optimizer): can_skip_itself(optimizer) for optimizer in optimizers}
         self._optimizers = list(optimizers)
+        check_stepped(self._optimizers, self._parameters)
+        self._num_stepped = num_stepped(self._optimizers)
         self._max_grad_norm = max_grad_norm
         self._agree = agree
         self._is_open_for: int | None = None
@@ -115,10 +117,11 @@ class Gate:
             loss: of the step, 0-d, without the loss scale; summed over micro-batches.
 
         Raises:
-            ConfigError: not begun, or called twice; the loss is no scalar; no parameter has a gradient.
+            ConfigError: not begun, or called twice; the loss is no scalar; no parameter has a gradient; the model or
+                an optimizer is another one than at first.
         """
         self._check(loss)
-        norm = total_grad_norm(self._parameters)
+        norm = total_grad_norm(self._parameters).float()  # the kernels read fp32, whatever the gradients are
         if self.loss_scale is not None:
             norm = norm / self.loss_scale.value
         factor = clip_scale(norm, self._max_grad_norm)
@@ -130,7 +133,8 @@ class Gate:
         for optimizer in self._optimizers:
             self._step(optimizer, divisor, refused)
         if self.loss_scale is not None:
-            self.loss_scale.after_step(refused, backs_off=self.mode != "closed")
+            # what the latch refuses runs again: only a refusal that stays may change the scale
+            self.loss_scale.after_step(refused, backs_off=not self.armed)
         if self.ema is not None:
             self.ema.update(refused if self.mode == "closed" else self.latch)
         return Decision(norm, factor, buffers_finite, bad, refused.clone())
@@ -147,20 +151,22 @@ class Gate:
     def _check(self, loss: Tensor) -> None:
         if self._is_open_for is None:
             raise ConfigError("the gate's step was called twice for one batch, or before begin(): call it once a batch")
+        check_loss(loss, self._parameters)
+        if self._parameters[0].device != self.latch.device:
+            raise ConfigError(
+                f"the model was moved from {self.latch.device} to {self._parameters[0].device} after the gate was"
+                " made: move it before"
+            )
+        if num_stepped(self._optimizers) != self._num_stepped:
+            raise ConfigError("an optimizer was given more parameters after the gate was made: give them to it before")
         self._is_open_for = None
-        if loss.ndim != 0:
-            raise ConfigError(
-                f"the loss has shape {tuple(loss.shape)}; it must be a scalar: reduce it, e.g. loss.mean()"
-            )
-        if not any(parameter.grad is not None for parameter in self._parameters):
-            raise ConfigError(
-                "no parameter has a gradient: call loss.backward() first; if you did, the loss does not depend on them"
-            )
 
     def _is_bad(self, loss: Tensor, norm: Tensor, buffers_finite: Tensor) -> Tensor:
         """0-d fp32, exactly 0 or 1; comparisons with NaN are false, and inf is above every threshold."""
         loss = loss.float()
-        good = (norm <= self.max_norm) & (loss <= self.max_loss) & (loss >= -_LARGEST) & buffers_finite
+        good = (norm <= self.max_norm) & (loss <= self.max_loss) & (loss >= -_LARGEST)
+        if self.mode != "step_only":  # which looks at loss and gradients alone, as the loops do whose form it is
+            good = good & buffers_finite
         bad = (~good).float()
         return bad if self._agree is None else self._agree(bad)
 
@@ -197,33 +203,3 @@ class Gate:
             gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
             torch._foreach_div_(gradients, divisor)
         optimizer.step()
-
-
-def _can_skip_itself(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the optimizer skips a step on the device; makes ready one that can."""
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise ConfigError(
-            f"got a {type(optimizer).__name__} as optimizer; the gate steps torch.optim.Optimizer objects"
-        )
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise ConfigError("LBFGS evaluates the loss inside its step, where the gate cannot look; use a first-order one")
-    if not all(group.get("fused") for group in optimizer.param_groups):
-        return False
-    if isinstance(optimizer, torch.optim.SGD):
-        return _prepare_momentum(optimizer)
-    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
-
-
-def _prepare_momentum(optimizer: torch.optim.SGD) -> bool:
-    """Give each parameter a momentum buffer of zeros, from which the first update is the same.
-
-    Without it torch allocates the buffers in the first step and fills them only where that step is applied: a first
-    step that is skipped leaves whatever was in memory (measured: wrong weights in 199 of 200 trials).
-    """
-    for group in optimizer.param_groups:
-        if group["momentum"] and group["dampening"]:
-            return False  # its first update is undamped, which a buffer of zeros is not
-        for parameter in group["params"] if group["momentum"] else ():
-            if parameter.requires_grad and optimizer.state[parameter].get("momentum_buffer") is None:
-                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return True

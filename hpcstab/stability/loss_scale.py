@@ -10,21 +10,30 @@ from torch import Tensor
 
 MIN_SCALE = 1.0
 """Gradients that overflow without any scale are not the scale's fault."""
-_FACTOR = 2.0
 
 
 class LossScale:
-    """Doubles after ``growth_every`` applied steps in a row, halves when it is told to.
+    """Grows after ``growth_every`` applied steps in a row, backs off when it is told to: by two, if not said otherwise.
 
     Attributes:
         value: the factor, a 0-d fp32 tensor on the device.
         num_applied: applied steps since it last changed, 0-d int32.
     """
 
-    def __init__(self, initial: float, growth_every: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        initial: float,
+        growth_every: int,
+        device: torch.device,
+        *,
+        growth_factor: float = 2.0,
+        backoff_factor: float = 0.5,
+    ) -> None:
         self.value = torch.full((), initial, device=device)
         self.num_applied = torch.zeros((), dtype=torch.int32, device=device)
         self._growth_every = growth_every
+        self._growth_factor = growth_factor
+        self._backoff_factor = backoff_factor
 
     def after_step(self, refused: Tensor, *, backs_off: bool) -> None:
         """Count an applied step, grow where it is time; ``backs_off``: halve where the step was refused.
@@ -34,9 +43,9 @@ class LossScale:
         applied = refused == 0
         count = self.num_applied + applied
         grown = count >= self._growth_every
-        value = torch.where(grown, self.value * _FACTOR, self.value)
+        value = torch.where(grown, self.value * self._growth_factor, self.value)
         if backs_off:
-            value = torch.where(applied, value, self.value / _FACTOR)
+            value = torch.where(applied, value, self.value * self._backoff_factor)
             count = torch.where(applied, count, torch.zeros_like(count))
         self.value.copy_(value)
         self.num_applied.copy_(torch.where(grown, torch.zeros_like(count), count))
@@ -45,7 +54,7 @@ class LossScale:
         """Halve it, on the host's word; False where it is at its smallest already."""
         if float(self.value) <= MIN_SCALE:
             return False
-        self.value.div_(_FACTOR)
+        self.value.mul_(self._backoff_factor)
         self.num_applied.zero_()
         return True
 

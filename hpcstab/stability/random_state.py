@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 def seed_all(seed: int) -> None:
@@ -42,3 +44,27 @@ def put_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"].cpu())
     if "cuda" in state and torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([each.cpu() for each in state["cuda"]])
+
+
+@dataclass(frozen=True)
+class RandomSnapshot:
+    """The state of all of them in their own form: cheap enough for every step, and not for a file."""
+
+    python: Any
+    numpy: Any
+    cpu: Tensor
+    cuda: list[Tensor] | None
+
+    @classmethod
+    def take(cls) -> RandomSnapshot:
+        # a GPU's generator lives on the host: its state is read without waiting for the device
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+        return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda)
+
+    def put(self) -> None:
+        """Make the generators what they were."""
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+        torch.set_rng_state(self.cpu)
+        if self.cuda is not None:
+            torch.cuda.set_rng_state_all(self.cuda)

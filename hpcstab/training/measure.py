@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,21 +12,13 @@ from torch.nn.utils import get_total_norm
 
 from hpcstab.stability.clipping import total_grad_norm
 from hpcstab.stability.deferred import Deferred
+from hpcstab.stability.finite import nonfinite_names as nonfinite_names
 
 
 def finite_flag(tensors: Mapping[str, Tensor]) -> Tensor:
     """Whether all values of all tensors are finite: a 0-d boolean tensor on their device."""
     largest = torch._foreach_norm(list(tensors.values()), float("inf"))
     return torch.stack([value.float() for value in largest]).isfinite().all()
-
-
-def nonfinite_names(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """Names of floating-point tensors that hold a NaN or an infinity; one read from the device in all."""
-    named = [(name, tensor) for name, tensor in tensors if tensor.is_floating_point()]
-    if not named:
-        return []
-    flags = torch.stack([tensor.isfinite().all() for _, tensor in named]).tolist()
-    return [name for (name, _), finite in zip(named, flags, strict=True) if not finite]
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -7,13 +7,14 @@ Under fp16 a gradient that overflows is first tried again with half the loss sca
 
 from __future__ import annotations
 
-import math
 import time
 from typing import TYPE_CHECKING, Any
 
 from hpcstab.errors import CheckpointError
 from hpcstab.stability.capsule import MAX_CAPSULES, write_capsule
 from hpcstab.stability.random_state import take_random_state
+from hpcstab.stability.retrial import Retrial
+from hpcstab.stability.retrial import reason_of as reason_of_figures
 from hpcstab.training.ends import Diverged
 from hpcstab.training.measure import nonfinite_names
 
@@ -49,11 +50,8 @@ def recover(trainer: Trainer, pending: Pending, signals: Signals) -> None:
 
 def reason_of(signals: Signals) -> str:
     """Why a step was refused, as far as its signals tell."""
-    if not math.isfinite(signals.figures["loss"]):
-        return "nonfinite_loss"
-    if not math.isfinite(signals.figures["grad_norm"]):
-        return "nonfinite_gradient"
-    return "spike" if signals.buffers_finite else "nonfinite_buffers"
+    figures = signals.figures
+    return reason_of_figures(figures["loss"], figures["grad_norm"], buffers_finite=signals.buffers_finite)
 
 
 def _run_once(trainer: Trainer) -> None:
@@ -69,22 +67,16 @@ def _run_once(trainer: Trainer) -> None:
 def _run_until_decided(trainer: Trainer, pending: Pending, signals: Signals, reason: str) -> None:
     """Run the step again until it is applied, or until it is clear that it cannot be."""
     gate, events = trainer.runner.gate, trainer.records.events
-    scale_before = gate.loss_scale.state_dict() if gate.loss_scale else None
-    is_second = reason == "spike"  # a finite step needs no second opinion
+    retrial = Retrial(gate.loss_scale)
     while signals.bad:
-        overflows = reason == "nonfinite_gradient" and gate.loss_scale is not None
-        if overflows and gate.loss_scale is not None and gate.loss_scale.back_off():
-            trainer.record(pending, signals, "rescaled")
-            events.write("rescaled", pending.step, trainer.update, loss_scale=float(gate.loss_scale.value))
-        elif is_second:
-            if scale_before is not None and gate.loss_scale is not None:
-                gate.loss_scale.load_state_dict(scale_before)  # it was not the scale
+        verdict = retrial.verdict(reason)
+        if verdict == "skipped":
             _leave_out(trainer, pending, signals, reason)
             return
+        trainer.record(pending, signals, verdict)
+        if verdict == "rescaled" and gate.loss_scale is not None:
+            events.write("rescaled", pending.step, trainer.update, loss_scale=float(gate.loss_scale.value))
         else:
-            trainer.record(pending, signals, "held")
-            is_second = True
-        if not overflows:
             trainer.records.nonfinite(pending.step, what="step", reason=reason)
         pending = trainer.launch(next(trainer.items), time.perf_counter())
         signals = pending.read()
@@ -93,7 +85,7 @@ def _run_until_decided(trainer: Trainer, pending: Pending, signals: Signals, rea
             trainer.items.go_back(1)
             reason = _reason_now(trainer, signals)
     trainer.step = pending.step + 1
-    if is_second:
+    if retrial.was_repeated:
         events.write("not_reproduced", pending.step, trainer.update, reason=reason)
     trainer.judge_row(trainer.record(pending, signals, "applied"))
 
