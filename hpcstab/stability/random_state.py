@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -42,3 +44,13 @@ def put_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"].cpu())
     if "cuda" in state and torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([each.cpu() for each in state["cuda"]])
+
+
+@contextlib.contextmanager
+def random_state_kept() -> Iterator[None]:
+    """After the block all generators draw what they would have drawn without it."""
+    state = take_random_state()
+    try:
+        yield
+    finally:
+        put_random_state(state)
