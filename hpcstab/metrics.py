@@ -48,11 +48,22 @@ EVALS_COLUMNS = ("step", "update", "attempt", "split", "weights", "num_batches",
 PROBES_COLUMNS = ("step", "update", "attempt", "module", "grad_norm", "update_norm")
 """Columns of probes.csv: one row a module that owns parameters; norms are L2."""
 
+TERMS_COLUMNS = ("step", "update", "attempt", "term", "weight", "grad_norm", "grad_share")
+"""Columns of terms.csv: one row a loss term at each probe. ``grad_norm`` is the L2 norm of the gradient of weight times
+term over all parameters, of the step's first micro-batch; ``grad_share`` that norm over the sum of the terms' norms."""
+
 EventKind = Literal[
     "train_start",  # an attempt began to train
     "first_nonfinite",  # the first step with a non-finite loss, gradient or state
     "state_nonfinite",  # parameters found non-finite at a check
     "buffers_nonfinite",  # buffers found non-finite at a check; the run goes on
+    "batchnorm_sick",  # running statistics of a layer were not finite or a variance negative; nothing was done
+    "batchnorm_repaired",  # the same, and what was done; num_masked is 1 where a reset hides it
+    "batchnorm_reestimated",  # running statistics were estimated anew from training batches
+    "batchnorm_not_reestimated",  # no training batch gave finite statistics; the layer is as it was
+    "term_nonfinite",  # a loss term was not finite for the first time in this run
+    "term_ramped_again",  # a loss term that went bad was taken down to zero and is ramped up again
+    "halted",  # the run was ended by a rule, with finite parameters
     "eval_batch_failed",  # an evaluation batch raised or gave a non-finite sum
     "eval_empty",  # an evaluation without one valid batch
     "diverged",  # the run ended because its numbers did

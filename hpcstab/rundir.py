@@ -64,6 +64,10 @@ class RunDir:
         return self.path / "probes.csv"
 
     @property
+    def terms_csv(self) -> Path:
+        return self.path / "terms.csv"
+
+    @property
     def events_jsonl(self) -> Path:
         return self.path / "events.jsonl"
 

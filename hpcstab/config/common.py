@@ -57,10 +57,29 @@ class PrecisionConfig(Section):
 
 
 class BatchNormConfig(Section):
-    """Set on every normalisation layer with running statistics; null keeps the layer's own value."""
+    """Every normalisation layer with running statistics: how it is set, and what happens when they are sick.
+
+    ``momentum``, ``eps``: null keeps the layer's own value. Statistics are sick where they are not finite or a
+    variance is negative; they are looked at every ``check_every`` (null: never), after a checkpoint was loaded, before
+    each evaluation. ``repair``: ``none``; ``reset`` to mean 0 and variance 1 (a mask: another function than the trained
+    one); ``restore`` those of the last passed check; ``reestimate`` them from ``reestimate_batches`` training batches.
+    More checks than ``max_repairs`` that had to repair end the run as halted; null: never.
+    """
 
     momentum: float | None = Field(gt=0, le=1)
     eps: float | None = Field(gt=0)
+    check_every: Duration | None
+    check_after_load: bool
+    check_before_evaluation: bool
+    repair: Literal["none", "reset", "restore", "reestimate"]
+    reestimate_batches: int = Field(ge=1)
+    max_repairs: int | None = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _cadence_above_zero(self) -> BatchNormConfig:
+        if self.check_every is not None and not (self.check_every.steps or self.check_every.epochs):
+            raise ValueError("stability.batchnorm.check_every must be longer than nothing; null never checks")
+        return self
 
 
 class StabilityConfig(Section):
@@ -84,7 +103,8 @@ class TrainerConfig(Section):
     ``max_steps``, where set, is the length and replaces ``epochs``. ``duration_factor`` of a scale
     shrinks all durations inside the training alike. ``nonfinite_budget``: so many steps in a row with
     a non-finite loss end the run as diverged, in all variants alike. ``micro_batches``: a batch is cut into so many
-    parts whose gradients add up. ``ema_decay``: null keeps no moving average of the parameters.
+    parts whose gradients add up. ``ema_decay``: null keeps no moving average of the parameters. ``max_eval_samples``:
+    an evaluation looks at the first so many held-out items, null at all of them; baselines are of all.
     """
 
     epochs: int = Field(ge=1)
@@ -96,6 +116,7 @@ class TrainerConfig(Section):
     probe_every: Duration = Field(json_schema_extra=KEEPS_NUMBERS)
     micro_batches: int = Field(ge=1)
     ema_decay: float | None = Field(gt=0, lt=1)
+    max_eval_samples: int | None = Field(ge=1)
     tensorboard: Literal["off", "optional", "required"] = Field(json_schema_extra=KEEPS_NUMBERS)
 
     @model_validator(mode="after")
@@ -127,12 +148,16 @@ class LossesConfig(Section):
     """Weights of the loss terms, by name; a model's class states which terms it has.
 
     A term of weight zero is left out of the sum, unless ``multiply_zero_weights`` keeps the
-    product (and with it 0 x inf = NaN) as a write-up had it.
+    product (and with it 0 x inf = NaN) as a write-up had it. ``on_bad_term``: where a closed gate leaves a step out
+    since some terms, not all, have a non-finite value or gradient, ``ramp_again`` takes those down to zero and up
+    again over ``bad_term_ramp``; ``ignore`` changes no weight.
     """
 
     weights: Section
     phases: dict[str, Phase]
     multiply_zero_weights: bool
+    on_bad_term: Literal["ignore", "ramp_again"]
+    bad_term_ramp: Duration
 
     @model_validator(mode="after")
     def _phases_name_terms(self) -> LossesConfig:
@@ -165,5 +190,10 @@ class RunConfig(Section):
         if self.precision.loss_scale is not None and self.stability.gate == "open":
             raise ValueError(
                 "precision.loss_scale needs stability.gate step_only or closed: a scale that overflows skips its step"
+            )
+        if self.losses.on_bad_term == "ramp_again" and self.stability.gate != "closed":
+            raise ValueError(
+                f"losses.on_bad_term ramp_again needs stability.gate closed, got {self.stability.gate}:"
+                " only a closed gate leaves the step of a bad term out"
             )
         return self

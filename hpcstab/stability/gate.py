@@ -127,7 +127,9 @@ class Gate:
         factor = clip_scale(norm, self._max_grad_norm)
         finite = self.buffers.all_finite()
         buffers_finite = self._true if finite is None else finite
-        bad = self._is_bad(loss.detach(), norm, buffers_finite)
+        # loops that skip by loss and gradient never look at buffers: they would skip for ever once one is NaN
+        looks_at_buffers = self.mode != "step_only" or self.armed
+        bad = self._is_bad(loss.detach(), norm, buffers_finite if looks_at_buffers else self._true)
         refused = self._refuse(bad)
         divisor = self._divisor(factor)
         for optimizer in self._optimizers:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 
 class _LowerBound(torch.autograd.Function):
@@ -45,3 +51,36 @@ def lower_bound(values: Tensor, bound: float) -> Tensor:
     TensorFlow Compression with `gradient="identity_if_towards"`.
     """
     return cast(Tensor, _LowerBound.apply(values, bound))  # type: ignore[no-untyped-call]
+
+
+def fp32_island(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """``function`` in full precision inside an autocast region: for a loss term that fp16 or bf16 would break.
+
+    Autocast is off within it, and fp16 and bf16 tensors among its arguments, also inside tuples, lists and dicts,
+    arrive as fp32; gradients go back through the conversion. Other arguments are handed on as they are, fp64 too.
+    Use it as a decorator of a function or method, or as ``fp32_island(module)(x)`` for one call of a module whose
+    parameters are fp32. Without autocast it changes nothing for fp32 arguments.
+
+    It cannot bring back what was lost before it: an activation that overflowed fp16 arrives as inf.
+    """
+
+    @functools.wraps(function, updated=())  # a module's __dict__ is its own
+    def in_fp32(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        with contextlib.ExitStack() as stack:
+            for device_type in ("cpu", "cuda"):
+                stack.enter_context(torch.autocast(device_type, enabled=False))
+            return function(*_widened(args), **_widened(kwargs))
+
+    return in_fp32
+
+
+def _widened(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+    if isinstance(value, dict):
+        return {key: _widened(entry) for key, entry in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(_widened, value))
+    if isinstance(value, (list, tuple)):
+        return type(value)(_widened(entry) for entry in value)
+    return value

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,3 +70,13 @@ class RandomSnapshot:
         torch.set_rng_state(self.cpu)
         if self.cuda is not None:
             torch.cuda.set_rng_state_all(self.cuda)
+
+
+@contextlib.contextmanager
+def random_state_kept() -> Iterator[None]:
+    """After the block all generators draw what they would have drawn without it."""
+    state = RandomSnapshot.take()
+    try:
+        yield
+    finally:
+        state.put()

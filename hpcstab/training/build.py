@@ -14,8 +14,10 @@ from hpcstab.stability.batchnorm import configure_batchnorm
 from hpcstab.stability.ema import Ema
 from hpcstab.stability.gate import Gate
 from hpcstab.stability.loss_scale import LossScale
+from hpcstab.stability.running_statistics import RunningStatistics
 from hpcstab.task import Task
 from hpcstab.training.batches import TrainingBatches
+from hpcstab.training.batchnorm import BatchNormCare
 from hpcstab.training.cadence import build_cadence
 from hpcstab.training.check_task import check_task
 from hpcstab.training.failure import FailureWatch
@@ -58,6 +60,7 @@ def build_trainer(  # noqa: PLR0913 - the composition root hands over all parts 
     records = Records(run, task, attempt, cadence.total_steps, primary)
     if tensorboard.absent:
         records.events.write("tensorboard_absent", 0, 0)
+    statistics = RunningStatistics(network, batchnorm.repair)
     optimizer = build_optimizer(network, config.optimizer)
     runner = StepRunner(
         task=task,
@@ -65,6 +68,7 @@ def build_trainer(  # noqa: PLR0913 - the composition root hands over all parts 
         optimizer=optimizer,
         gate=_build_gate(config, network, optimizer, device),
         objective=Objective(config.losses, batches.steps_per_epoch, config.trainer.duration_factor),
+        statistics=statistics,
         precision=config.precision,
         num_micro_batches=config.trainer.micro_batches,
         device=device,
@@ -80,6 +84,7 @@ def build_trainer(  # noqa: PLR0913 - the composition root hands over all parts 
         optimizer=optimizer,
         runner=runner,
         batches=batches,
+        batchnorm=BatchNormCare(statistics),
         records=records,
         failure=failure_watch,
         cadence=cadence,

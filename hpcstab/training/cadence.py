@@ -17,6 +17,7 @@ class Cadence:
     checkpoint_every: int
     probe_every: int
     health_every: int
+    statistics_every: int | None
 
     def evaluates_before(self, step: int) -> bool:
         """True where an evaluation comes before training step ``step``: at 0 and then on the cadence."""
@@ -34,11 +35,16 @@ class Cadence:
         """True where the state is looked at after training step ``step``."""
         return (step + 1) % self.health_every == 0
 
+    def checks_statistics_after(self, step: int) -> bool:
+        """True where the running statistics are looked at after training step ``step``."""
+        return self.statistics_every is not None and (step + 1) % self.statistics_every == 0
+
 
 def build_cadence(config: RunConfig, steps_per_epoch: int) -> Cadence:
     """Cadences in steps; ``max_steps``, where set, is the length."""
     trainer = config.trainer
     factor = trainer.duration_factor
+    statistics_every = config.stability.batchnorm.check_every
     return Cadence(
         total_steps=trainer.max_steps or trainer.epochs * steps_per_epoch,
         warmup_steps=config.scheduler.warmup.in_steps(steps_per_epoch, factor),
@@ -46,4 +52,5 @@ def build_cadence(config: RunConfig, steps_per_epoch: int) -> Cadence:
         checkpoint_every=trainer.checkpoint_every.in_steps(steps_per_epoch, factor),
         probe_every=trainer.probe_every.in_steps(steps_per_epoch, factor),
         health_every=config.stability.health_every.in_steps(steps_per_epoch, factor),
+        statistics_every=statistics_every.in_steps(steps_per_epoch, factor) if statistics_every else None,
     )

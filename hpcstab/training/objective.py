@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -12,7 +13,11 @@ from hpcstab.stability.phases import phase_factor
 
 
 class Objective:
-    """Weights of the terms by step, and their sum."""
+    """Weights of the terms by step, and their sum.
+
+    Attributes:
+        nonfinite: terms that were not finite in some step of this run.
+    """
 
     def __init__(self, config: LossesConfig, steps_per_epoch: int, duration_factor: float) -> None:
         self._base: dict[str, float] = config.weights.model_dump()
@@ -24,11 +29,32 @@ class Objective:
             )
             for term, phase in config.phases.items()
         }
+        self.ramps_again = config.on_bad_term == "ramp_again"
+        self.ramp_steps = config.bad_term_ramp.in_steps(steps_per_epoch, duration_factor)
+        self._restarts: dict[str, int] = {}
+        self.nonfinite: set[str] = set()
 
     def weight(self, term: str, step: int) -> float:
-        """The weight of a term at a step, phases included."""
-        phase = self._phases.get(term)
-        return self._base[term] * (phase_factor(step, *phase) if phase else 1.0)
+        """The weight of a term at a step, phases and a later ramp included."""
+        factor = phase_factor(step, *self._phases[term]) if term in self._phases else 1.0
+        if term in self._restarts:
+            factor *= phase_factor(step, self._restarts[term], self.ramp_steps)
+        return self._base[term] * factor
+
+    def weights(self, step: int) -> dict[str, float]:
+        """The weight of every term at a step."""
+        return {term: self.weight(term, step) for term in self._base}
+
+    def ramp_again(self, terms: Iterable[str], step: int) -> None:
+        """Off before ``step``, then up again from there over the configured length."""
+        self._restarts |= dict.fromkeys(terms, step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"restarts": dict(self._restarts), "nonfinite": sorted(self.nonfinite)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._restarts = dict(state["restarts"])
+        self.nonfinite = set(state["nonfinite"])
 
     def total(self, terms: Mapping[str, Tensor], step: int) -> Tensor:
         """Weighted sum of the terms; a term of weight zero is left out unless the config keeps 0 x inf."""

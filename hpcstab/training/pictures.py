@@ -9,16 +9,15 @@ from PIL import Image
 from torch import nn
 
 from hpcstab.rundir import RunDir, write_bytes
+from hpcstab.stability.modes import modes_kept
 from hpcstab.task import StepContext, Task
 
 
 def save_samples(run: RunDir, task: Task, network: nn.Module, context: StepContext) -> None:
     """Write ``samples/step_<step>_<name>.png`` for each picture the task makes."""
-    was_training = network.training
-    network.eval()
-    with torch.no_grad():
+    with torch.no_grad(), modes_kept(network):
+        network.eval()
         pictures = task.samples(network, context)
-    network.train(was_training)
     for picture in pictures:
         content = io.BytesIO()
         Image.fromarray(picture.pixels).save(content, format="PNG")

@@ -9,6 +9,7 @@ from typing import Any
 
 from hpcstab.metrics import (
     PROBES_COLUMNS,
+    TERMS_COLUMNS,
     CsvAppender,
     EventKind,
     EventLog,
@@ -23,7 +24,7 @@ HEARTBEAT_S = 2.0
 
 
 class Records:
-    """metrics.csv, evals.csv, probes.csv, events.jsonl, task.json and status.json of one attempt."""
+    """metrics.csv, evals.csv, probes.csv, terms.csv, events.jsonl, task.json and status.json of one attempt."""
 
     def __init__(self, run: RunDir, task: Task, attempt: int, total_steps: int, primary: str) -> None:
         self._run = run
@@ -32,6 +33,7 @@ class Records:
         self.metrics = CsvAppender(run.metrics_csv, metrics_header(task.loss_term_names, task.diagnostics))
         self.evals = CsvAppender(run.evals_csv, evals_header(metric.name for metric in task.metrics))
         self.probes = CsvAppender(run.probes_csv, PROBES_COLUMNS)
+        self.terms = CsvAppender(run.terms_csv, TERMS_COLUMNS)
         self.events = EventLog(run.events_jsonl, attempt)
         self._status: dict[str, Any] = {
             "state": "running",
@@ -101,7 +103,7 @@ class Records:
             self._status["best"] = {"metric": self._primary.name, "value": value, "step": step}
 
     def close(self) -> None:
-        for file in (self.metrics, self.evals, self.probes, self.events):
+        for file in (self.metrics, self.evals, self.probes, self.terms, self.events):
             file.close()
 
 

@@ -15,8 +15,10 @@ from hpcstab.stability.capsule import MAX_CAPSULES, write_capsule
 from hpcstab.stability.random_state import take_random_state
 from hpcstab.stability.retrial import Retrial
 from hpcstab.stability.retrial import reason_of as reason_of_figures
+from hpcstab.training.batchnorm import check_statistics_now
 from hpcstab.training.ends import Diverged
 from hpcstab.training.measure import nonfinite_names
+from hpcstab.training.terms import ramp_bad_terms_again
 
 if TYPE_CHECKING:
     from hpcstab.training.step import Pending, Signals
@@ -40,6 +42,7 @@ def recover(trainer: Trainer, pending: Pending, signals: Signals) -> None:
     if gate.mode != "closed":
         _run_once(trainer)
         return
+    check_statistics_now(trainer, "refusal")
     sick = nonfinite_names(trainer.runner.state_tensors().items())
     if sick:
         raise Diverged(f"before step {pending.step} {len(sick)} tensors of the state were non-finite, first {sick[0]}")
@@ -88,10 +91,13 @@ def _run_until_decided(trainer: Trainer, pending: Pending, signals: Signals, rea
     if retrial.was_repeated:
         events.write("not_reproduced", pending.step, trainer.update, reason=reason)
     trainer.judge_row(trainer.record(pending, signals, "applied"))
+    trainer.look_behind(pending, signals)
 
 
 def _leave_out(trainer: Trainer, pending: Pending, signals: Signals, reason: str) -> None:
     """Go on behind the batch, as if it had never come."""
+    if reason != "spike":
+        ramp_bad_terms_again(trainer, pending)
     next(trainer.items)
     trainer.step = pending.step + 1
     row = trainer.record(pending, signals, "skipped")
@@ -134,6 +140,7 @@ def _write_capsule(trainer: Trainer, pending: Pending, signals: Signals, reason:
         "reason": reason,
         "figures": {name: repr(value) for name, value in signals.figures.items()},
         "lr": pending.lr,
+        "weights": trainer.runner.objective.weights(step),
         "seed": trainer.seed,
         "run_id": trainer.run.run_id,
         "loss_scale": float(trainer.runner.gate.loss_scale.value) if trainer.runner.gate.loss_scale else None,

@@ -28,6 +28,8 @@ def save_state(trainer: Trainer) -> bool:
         "ema": gate.ema.state_dict() if gate.ema else None,
         "loss_scale": gate.loss_scale.state_dict() if gate.loss_scale else None,
         "gate_armed": gate.armed,
+        "objective": trainer.runner.objective.state_dict(),
+        "batchnorm": trainer.batchnorm.state_dict(),
         "step": trainer.step,
         "update": trainer.update,
         "nonfinite_streak": trainer.failure.streak,
@@ -61,6 +63,8 @@ def restore_state(trainer: Trainer) -> bool:
         gate.ema.load_state_dict(state["ema"])
     if gate.loss_scale:
         gate.loss_scale.load_state_dict(state["loss_scale"])
+    trainer.runner.objective.load_state_dict(state["objective"])
+    trainer.batchnorm.load_state_dict(state["batchnorm"])
     trainer.step, trainer.update = state["step"], state["update"]
     trainer.failure.streak = state["nonfinite_streak"]
     trainer.records.status(step=trainer.step, update=trainer.update, **state["status"])

@@ -13,6 +13,7 @@ from hpcstab.seeds import keyed_seed
 from hpcstab.stability.deferred import Deferred
 from hpcstab.stability.gate import Decision, Gate
 from hpcstab.stability.random_state import seed_all
+from hpcstab.stability.running_statistics import Findings, RunningStatistics
 from hpcstab.task import Batch, Task
 from hpcstab.training.batches import StepBatch, micro_batches, to_device
 from hpcstab.training.context import TrainingContext
@@ -20,6 +21,7 @@ from hpcstab.training.measure import ModuleNorms, ModuleProbe, finite_flag
 from hpcstab.training.objective import Objective, check_terms
 from hpcstab.training.optimizers import set_learning_rate
 from hpcstab.training.precision import autocast
+from hpcstab.training.terms import TermNorms, bad_terms, measure_terms
 
 _FLAGS = ("buffers_finite", "bad", "refused", "state_finite")
 _COUNTS = ("num_masked", "num_limited")
@@ -48,6 +50,8 @@ class Pending:
     names: tuple[str, ...]
     deferred: Deferred
     norms: ModuleNorms | None
+    term_norms: TermNorms | None
+    statistics: Findings | None
     started: float = 0.0
     seconds: float = 0.0
 
@@ -71,30 +75,35 @@ class StepRunner:
     optimizer: torch.optim.Optimizer
     gate: Gate
     objective: Objective
+    statistics: RunningStatistics
     precision: PrecisionConfig
     num_micro_batches: int
     device: torch.device
     seed: int
 
-    def launch(self, item: StepBatch, lr: float, *, probes: bool, checks: bool) -> Pending:
+    def launch(
+        self, item: StepBatch, lr: float, *, probes: bool, checks: bool, checks_statistics: bool = False
+    ) -> Pending:
         """Forward, backward, gate; nothing here waits for the device.
 
         Args:
-            probes: measure gradient and update norm of every module.
+            probes: measure gradient and update norm of every module, and the gradient of every loss term.
             checks: look at parameters, buffers and optimizer state after the step.
+            checks_statistics: look at the running statistics after the step, and repair them where that is configured.
         """
         self.seed_step(item.step)
         set_learning_rate(self.optimizer, lr)
         self.optimizer.zero_grad(set_to_none=True)
         self.gate.begin(item.step)
-        loss, figures = self._gradients(item)
+        loss, figures, term_norms = self._gradients(item, probes=probes)
         probe = self._probe() if probes else None
         decision = self.gate.step(loss)
         norms = probe.after_step() if probe is not None else None
+        statistics = self.statistics.check(decision.refused) if checks_statistics else None
         state_finite = finite_flag(self.state_tensors()) if checks else decision.bad.new_ones(())
         figures = _signals(loss, decision, state_finite) | figures
         values = torch.stack([figure.detach().double() for figure in figures.values()])
-        return Pending(item, lr, tuple(figures), Deferred(values), norms)
+        return Pending(item, lr, tuple(figures), Deferred(values), norms, term_norms, statistics)
 
     def seed_step(self, step: int) -> None:
         """Dropout and the like draw the same whenever a step runs: on a resume, after a refusal, in a replay."""
@@ -118,29 +127,53 @@ class StepRunner:
     def _probe(self) -> ModuleProbe:
         return ModuleProbe(self.network, self.gate.loss_scale.value if self.gate.loss_scale else None)
 
-    def _gradients(self, item: StepBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def look_at(self, item: StepBatch) -> None:
+        """The step's forward pass alone, in the network's present mode: nothing but buffers and generators change."""
+        self.seed_step(item.step)
+        with torch.no_grad():
+            for index, part in enumerate(micro_batches(item.batch, self.num_micro_batches)):
+                self._terms(part, item, index)
+
+    def bad_terms(self, item: StepBatch) -> dict[str, str]:
+        """Loss terms of a refused step that went bad, and whether by their ``value`` or their ``gradient``.
+
+        The step's forward pass runs again for it and leaves nothing behind; call it after the gate's release.
+        """
+        self.seed_step(item.step)
+        found: dict[str, str] = {}
+        for index, part in enumerate(micro_batches(item.batch, self.num_micro_batches)):
+            terms, _ = self._terms(part, item, index)
+            found = bad_terms(terms, self.objective.weights(item.step), self.gate, self._parameters()) | found
+        self.gate.buffers.put_back(item.step)
+        return found
+
+    def _parameters(self) -> list[Tensor]:
+        return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+
+    def _gradients(self, item: StepBatch, *, probes: bool) -> tuple[Tensor, dict[str, Tensor], TermNorms | None]:
         """(loss, terms, diagnostics and counts) over all micro-batches; gradients are those of their mean loss."""
         parts = micro_batches(item.batch, self.num_micro_batches)
-        losses, figures = [], []
+        losses, figures, norms = [], [], None
         for index, part in enumerate(parts):
-            loss, terms, context = self._forward(part, item, index)
+            terms, context = self._terms(part, item, index)
+            if item.step == 0:
+                check_terms(terms, self.task.loss_term_names)
+            loss = self.objective.total(terms, item.step)
             loss = loss / len(parts) if len(parts) > 1 else loss
+            if probes and index == 0:
+                norms = measure_terms(terms, self.objective.weights(item.step), self.gate, self._parameters())
             self.gate.scaled(loss).backward()  # type: ignore[no-untyped-call]
             losses.append(loss)
             figures.append(self._figures(terms, context))
         if len(parts) == 1:
-            return losses[0], figures[0]
-        return torch.stack(losses).sum(), {
-            name: _combined(name, [each[name] for each in figures]) for name in figures[0]
-        }
+            return losses[0], figures[0], norms
+        combined = {name: _combined(name, [each[name] for each in figures]) for name in figures[0]}
+        return torch.stack(losses).sum(), combined, norms
 
-    def _forward(self, batch: Batch, item: StepBatch, micro: int) -> tuple[Tensor, dict[str, Tensor], TrainingContext]:
+    def _terms(self, batch: Batch, item: StepBatch, micro: int) -> tuple[dict[str, Tensor], TrainingContext]:
         context = TrainingContext(self.seed, item.step, item.epoch, self.device, micro)
         with autocast(self.precision, self.device):
-            terms = dict(self.task.loss_terms(self.network, to_device(batch, self.device), context))
-        if item.step == 0:
-            check_terms(terms, self.task.loss_term_names)
-        return self.objective.total(terms, item.step), terms, context
+            return dict(self.task.loss_terms(self.network, to_device(batch, self.device), context)), context
 
     def _figures(self, terms: Mapping[str, Tensor], context: TrainingContext) -> dict[str, Tensor]:
         missing = set(self.task.diagnostics) ^ set(context.diagnostics)

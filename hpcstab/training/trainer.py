@@ -25,20 +25,22 @@ from hpcstab.stability.gate import LAG
 from hpcstab.stability.held import HeldBatches
 from hpcstab.task import Task
 from hpcstab.training.batches import StepBatch, TrainingBatches
+from hpcstab.training.batchnorm import BatchNormCare, check_statistics_now, finish_repairs, read_statistics
 from hpcstab.training.cadence import Cadence
 from hpcstab.training.context import TrainingContext
-from hpcstab.training.ends import Diverged, Stopped
-from hpcstab.training.evaluation import evaluate
+from hpcstab.training.ends import Diverged, Halted, Stopped
+from hpcstab.training.evaluating import check_state, evaluate_network
 from hpcstab.training.failure import FailureWatch
-from hpcstab.training.measure import nonfinite_names, peak_memory_gib
+from hpcstab.training.measure import peak_memory_gib
 from hpcstab.training.optimizers import learning_rate
 from hpcstab.training.pictures import save_samples
-from hpcstab.training.precision import autocast, device_facts
+from hpcstab.training.precision import device_facts
 from hpcstab.training.records import Records
 from hpcstab.training.recovery import recover
 from hpcstab.training.state import restore_state, save_state
 from hpcstab.training.step import Pending, Signals, StepRunner
 from hpcstab.training.tensorboard import TensorBoard
+from hpcstab.training.terms import note_nonfinite_terms
 
 TrainerState = Literal["running", "completed", "diverged", "halted", "failed"]
 Outcome = Literal["applied", "skipped", "held", "rescaled"]
@@ -72,6 +74,7 @@ class Trainer:
     optimizer: torch.optim.Optimizer
     runner: StepRunner
     batches: TrainingBatches
+    batchnorm: BatchNormCare
     records: Records
     failure: FailureWatch
     cadence: Cadence
@@ -86,20 +89,22 @@ class Trainer:
         """Train to the end, to divergence, or until a signal asks to stop; from a checkpoint where there is one."""
         self._began = time.perf_counter()
         self.records.write_task(self.task)
-        restore_state(self)
+        was_restored = restore_state(self)
         self._first_step = self.step
         self.records.events.write("train_start", self.step, self.update, **device_facts(self.device))
         self.records.heartbeat(now=True)
-        state, reason = self._run()
+        state, reason = self._run(was_restored)
         self.records.events.write("train_end", self.step, self.update, state=state, reason=reason)
         if state != "stopped":
             self.records.status(state=state, judgement=judge(self.run).as_json())
         self.records.heartbeat(now=True)
         return TrainingResult(state, self.step - self._first_step, reason)
 
-    def _run(self) -> tuple[Literal["completed", "diverged", "stopped"], str]:
+    def _run(self, was_restored: bool) -> tuple[Literal["completed", "diverged", "halted", "stopped"], str]:
         self.start_batches()
         try:
+            if was_restored and self.config.stability.batchnorm.check_after_load:
+                check_statistics_now(self, "load")
             while True:
                 self._stop_if_asked()
                 if self._is_boundary():
@@ -115,6 +120,10 @@ class Trainer:
             self.records.events.write("diverged", self.step, self.update, reason=str(divergence))
             save_state(self)
             return "diverged", str(divergence)
+        except Halted as halt:
+            self.records.events.write("halted", self.step, self.update, reason=str(halt))
+            save_state(self)
+            return "halted", str(halt)
         except BaseException:
             self._record_the_rest()  # what a crash is looked at for is its last rows
             raise
@@ -136,7 +145,11 @@ class Trainer:
             tick, self.config.optimizer.lr, self.config.scheduler, self.cadence.warmup_steps, self.cadence.total_steps
         )
         pending = self.runner.launch(
-            item, lr, probes=self.cadence.probes_at(item.step), checks=self.cadence.checks_after(item.step)
+            item,
+            lr,
+            probes=self.cadence.probes_at(item.step),
+            checks=self.cadence.checks_after(item.step),
+            checks_statistics=self.cadence.checks_statistics_after(item.step),
         )
         pending.started = started
         return pending
@@ -175,9 +188,16 @@ class Trainer:
 
     def judge_row(self, row: dict[str, Any]) -> None:
         """Record firsts of a row; end the run where it has diverged."""
+        note_nonfinite_terms(self, row)
         verdict = self.failure.see(row, self.records)
         if verdict:
             raise Diverged(verdict)
+
+    def look_behind(self, pending: Pending, signals: Signals) -> None:
+        """What a recorded step says about the state that it left, where it was a step of a check."""
+        read_statistics(self, pending)
+        if not signals.state_finite:
+            check_state(self)
 
     def _train_step(self) -> None:
         started = time.perf_counter()
@@ -202,8 +222,7 @@ class Trainer:
         if signals.refused:
             self.records.events.write("step_refused", pending.step, self.update, reason="nonfinite")
         self.judge_row(row)
-        if not signals.state_finite:
-            self._check_state()
+        self.look_behind(pending, signals)
 
     def _record_the_rest(self) -> None:
         with contextlib.suppress(Exception):
@@ -213,13 +232,14 @@ class Trainer:
                 self.record(pending, signals, "held" if signals.refused else "applied")
 
     def _record_probe(self, pending: Pending) -> None:
-        if pending.norms is None:
-            return
         position = {"step": pending.step, "update": self.update, "attempt": self.records.attempt}
-        for module, grad_norm, update_norm in pending.norms.read():
+        for module, grad_norm, update_norm in pending.norms.read() if pending.norms else ():
             self.records.probes.append(
                 position | {"module": module, "grad_norm": grad_norm, "update_norm": update_norm}
             )
+        for term, weight, grad_norm, share in pending.term_norms.read() if pending.term_norms else ():
+            figures = {"term": term, "weight": weight, "grad_norm": grad_norm, "grad_share": share}
+            self.records.terms.append(position | figures)
 
     def _stop_if_asked(self) -> None:
         """End at this step boundary where a signal asks for it, with the state on disk."""
@@ -233,12 +253,14 @@ class Trainer:
     def _is_boundary(self) -> bool:
         """Whether something comes before the next step that needs the state as it will stay."""
         ends = self.step == self.cadence.total_steps
-        return ends or self.cadence.evaluates_before(self.step) or self.cadence.saves_before(self.step)
+        on_cadence = self.cadence.evaluates_before(self.step) or self.cadence.saves_before(self.step)
+        return ends or on_cadence or self.batchnorm.is_due(self.step)
 
     def _evaluate_and_save(self) -> None:
         ends = self.step == self.cadence.total_steps
+        finish_repairs(self, ends=ends)
         if ends or self.cadence.evaluates_before(self.step):
-            self._evaluate()
+            evaluate_network(self)
         if ends or (self.cadence.saves_before(self.step) and self.step > self._first_step):
             self._save()
 
@@ -246,46 +268,8 @@ class Trainer:
         if max(self.run.attempt_numbers(), default=0) > self.records.attempt:
             self.records.events.write("superseded", self.step, self.update)
             raise Stopped("superseded")  # the checkpoints belong to the newer attempt
-        self._check_state()
+        check_state(self)
         save_state(self)
-
-    def _evaluate(self) -> None:
-        self._check_state()
-        context = self._context()
-        with autocast(self.config.precision, self.device):
-            evaluation = evaluate(self.task, self.network, context, self.records.heartbeat)
-        for index in evaluation.failed:
-            self.records.events.write("eval_batch_failed", self.step, self.update, batch=index, split="validation")
-        if evaluation.empty:
-            self.records.events.write("eval_empty", self.step, self.update, split="validation")
-            if self.step == 0:
-                return  # nothing was trained yet: step 0 shows its own loss, and the steps decide
-            self.records.nonfinite(self.step, what="evaluation")
-            raise Diverged(f"evaluation at step {self.step}: none of {evaluation.num_batches} batches was valid")
-        counts = {
-            "num_batches": evaluation.num_batches,
-            "num_failed_batches": len(evaluation.failed),
-            "seconds": evaluation.seconds,
-        }
-        position = {"step": self.step, "update": self.update, "attempt": self.records.attempt}
-        self.records.evals.append(position | counts | {"split": "validation", "weights": "raw"} | evaluation.metrics)
-        self.tensorboard.evaluation(self.step, evaluation.metrics)
-        self.records.status(eval=evaluation.metrics)
-        self.records.better(self.step, evaluation.metrics)
-        self.records.heartbeat(now=True)
-
-    def _check_state(self) -> None:
-        """Non-finite parameters end the run; non-finite buffers alone are an event, and it goes on."""
-        buffers = nonfinite_names(self.network.named_buffers())
-        if buffers:
-            self.records.events.write("buffers_nonfinite", self.step, self.update, names=buffers[:20])
-            self.records.nonfinite(self.step, what="buffers")
-        parameters = nonfinite_names(self.network.named_parameters())
-        if parameters:
-            reason = f"{len(parameters)} parameter tensors non-finite, first {parameters[0]}"
-            self.records.events.write("state_nonfinite", self.step, self.update, reason=reason, names=parameters[:20])
-            self.records.nonfinite(self.step, what="parameters")
-            raise Diverged(reason)
 
     def _context(self) -> TrainingContext:
         return TrainingContext(seed=self.seed, step=self.step, epoch=0, device=self.device)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,14 +12,13 @@ from hpcstab.config.common import SchedulerConfig
 from hpcstab.errors import ConfigError
 from hpcstab.stability.clipping import clip_scale
 from hpcstab.stability.phases import phase_factor
-from hpcstab.task import Maximum, Partial, Sum
+from hpcstab.task import Maximum, Sum
 from hpcstab.training.batches import EpochOrder, to_device
 from hpcstab.training.context import TrainingContext
-from hpcstab.training.evaluation import evaluate
 from hpcstab.training.measure import ModuleProbe, nonfinite_names
 from hpcstab.training.objective import Objective
 from hpcstab.training.optimizers import learning_rate
-from tests.training.toy import ToyTask, toy_config, toy_trainer
+from tests.training.toy import toy_config
 
 
 def context(step: int = 0) -> TrainingContext:
@@ -143,24 +139,3 @@ def test_probe_sees_a_module_without_gradient() -> None:
 def test_partials_merge() -> None:
     assert float(Sum(torch.tensor(1.0)).merge(Sum(torch.tensor(2.0))).value) == 3.0
     assert float(Maximum(torch.tensor(1.0)).merge(Maximum(torch.tensor(2.0))).value) == 2.0
-
-
-def test_evaluation_counts_bad_batches_and_never_averages_them(tmp_path: Path) -> None:
-    class OneBadBatch(ToyTask):
-        def evaluate(self, network: nn.Module, batch: Any, context: Any) -> Mapping[str, Partial]:
-            partials = dict(super().evaluate(network, batch, context))
-            if torch.equal(batch[0][0], self.dataset("validation").inputs[4]):
-                partials["squared"] = Sum(torch.tensor(math.nan))
-            return partials
-
-    config = toy_config()
-    task = OneBadBatch(config)
-    _, trainer = toy_trainer(tmp_path, task, config)
-    trainer.records.close()
-    result = evaluate(task, trainer.network, context(), on_batch=lambda: None)
-    assert (result.num_batches, result.failed, result.empty) == (2, (1,), False)
-    items = task.dataset("validation")
-    trainer.network.eval()
-    with torch.no_grad():
-        expected = (trainer.network(items.inputs[:4]) - items.targets[:4]).square().mean()
-    assert result.metrics["error"] == pytest.approx(float(expected), rel=1e-6)

@@ -16,7 +16,7 @@ from hpcstab.metrics import METRICS_COLUMNS, read_events, read_header, read_rows
 from hpcstab.rundir import RunDir, read_json
 from hpcstab.seeds import keyed_seed
 from hpcstab.training import Trainer, TrainingResult
-from tests.training.toy import ToyTask, toy_config, toy_trainer
+from tests.training.toy import BATCHNORM, ToyTask, toy_config, toy_trainer
 
 
 def train(root: Path, task: ToyTask, config: Any, **options: Any) -> tuple[RunDir, Trainer, TrainingResult]:
@@ -116,8 +116,10 @@ def test_a_streak_of_non_finite_losses_is_divergence_and_a_result(tmp_path: Path
     assert events(run) == [
         "train_start",
         "capsule_saved",
+        "term_nonfinite",
         "first_nonfinite",
         "first_failure",
+        "term_nonfinite",  # the other one, a step later
         "diverged",
         "checkpoint_saved",
         "train_end",
@@ -261,7 +263,9 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
 
 
 def test_batchnorm_is_configured_as_asked(tmp_path: Path) -> None:
-    config = toy_config(network={"batchnorm": True}, stability={"batchnorm": {"momentum": 0.01, "eps": 1e-3}})
+    config = toy_config(
+        network={"batchnorm": True}, stability={"batchnorm": {**BATCHNORM, "momentum": 0.01, "eps": 1e-3}}
+    )
     _, trainer = toy_trainer(tmp_path, ToyTask(config), config)
     trainer.records.close()
     layer = trainer.network[1]  # type: ignore[index]

@@ -34,10 +34,27 @@ class Config(RunConfig):
     losses: Losses
 
 
+BATCHNORM: dict[str, Any] = {
+    "momentum": None,
+    "eps": None,
+    "check_every": None,
+    "check_after_load": False,
+    "check_before_evaluation": False,
+    "repair": "none",
+    "reestimate_batches": 3,
+    "max_repairs": None,
+}
+
 VALUES: dict[str, Any] = {
     "network": {"batchnorm": False},
     "data": {"num_samples": 48, "train_split": 0.8, "batch_size": 8, "num_workers": 0},
-    "losses": {"weights": {"mse": 1.0, "size": 0.0}, "phases": {}, "multiply_zero_weights": False},
+    "losses": {
+        "weights": {"mse": 1.0, "size": 0.0},
+        "phases": {},
+        "multiply_zero_weights": False,
+        "on_bad_term": "ignore",
+        "bad_term_ramp": {"steps": 5},
+    },
     "optimizer": {
         "name": "adam",
         "lr": 0.01,
@@ -57,6 +74,7 @@ VALUES: dict[str, Any] = {
         "probe_every": {"steps": 5},
         "micro_batches": 1,
         "ema_decay": None,
+        "max_eval_samples": None,
         "tensorboard": "off",
     },
     "precision": {"dtype": "fp32", "tf32": False, "loss_scale": None},
@@ -65,7 +83,7 @@ VALUES: dict[str, Any] = {
         "guards": "none",
         "clip_grad_norm": None,
         "health_every": {"steps": 10},
-        "batchnorm": {"momentum": None, "eps": None},
+        "batchnorm": BATCHNORM,
     },
 }
 
