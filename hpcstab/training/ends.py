@@ -7,5 +7,17 @@ class Diverged(Exception):  # noqa: N818 - it is a result, not an error
     """The numbers of the run ended it."""
 
 
+class StateFault(Diverged):
+    """The state itself is not finite before ``step``; where guards are on, the training goes back to a healthy one."""
+
+    def __init__(self, step: int, reason: str) -> None:
+        super().__init__(reason)
+        self.step = step
+
+
+class Halted(Exception):  # noqa: N818 - it is a result, not an error
+    """The ladder has no rung left: going on would only repeat what was tried."""
+
+
 class Stopped(Exception):  # noqa: N818 - it is a request, not an error
     """The attempt ends at a step boundary; the run is not over."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hpcstab.errors import CheckpointError
 from hpcstab.stability.capsule import MAX_CAPSULES, write_capsule
 from hpcstab.stability.random_state import take_random_state
-from hpcstab.training.ends import Diverged
+from hpcstab.training.ends import StateFault
 from hpcstab.training.measure import nonfinite_names
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ def recover(trainer: Trainer, pending: Pending, signals: Signals) -> None:
     """Bring the training past ``pending``, which the device has refused and latched.
 
     Raises:
-        Diverged: the state itself is not finite, or the run has used up its budget of non-finite steps.
+        StateFault: the state itself is not finite.
+        Diverged: the run has used up its budget of non-finite steps.
     """
     held = list(trainer.in_flight)
     trainer.in_flight.clear()
@@ -40,11 +41,17 @@ def recover(trainer: Trainer, pending: Pending, signals: Signals) -> None:
         _run_once(trainer)
         return
     sick = nonfinite_names(trainer.runner.state_tensors().items())
-    if sick:
-        raise Diverged(f"before step {pending.step} {len(sick)} tensors of the state were non-finite, first {sick[0]}")
-    _run_until_decided(trainer, pending, signals, reason)
+    if not sick:
+        _run_until_decided(trainer, pending, signals, reason)
+    else:
+        trainer.record(pending, signals, "held")
     for late in held:
         trainer.record(late, late.read(), "held")
+    if sick:
+        reason = f"before step {pending.step} {len(sick)} tensors of the state were non-finite, first {sick[0]}"
+        trainer.records.events.write("state_nonfinite", pending.step, trainer.update, reason=reason, names=sick[:20])
+        trainer.records.nonfinite(pending.step, what="state")
+        raise StateFault(pending.step, reason)
 
 
 def reason_of(signals: Signals) -> str:
@@ -96,6 +103,8 @@ def _run_until_decided(trainer: Trainer, pending: Pending, signals: Signals, rea
     if is_second:
         events.write("not_reproduced", pending.step, trainer.update, reason=reason)
     trainer.judge_row(trainer.record(pending, signals, "applied"))
+    if not signals.state_finite:
+        trainer.check_state(after_step=pending.step)
 
 
 def _leave_out(trainer: Trainer, pending: Pending, signals: Signals, reason: str) -> None:

@@ -12,6 +12,7 @@ from hpcstab.config.common import PrecisionConfig
 from hpcstab.seeds import keyed_seed
 from hpcstab.stability.deferred import Deferred
 from hpcstab.stability.gate import Decision, Gate
+from hpcstab.stability.health import HealthProbe, Readings
 from hpcstab.stability.random_state import seed_all
 from hpcstab.task import Batch, Task
 from hpcstab.training.batches import StepBatch, micro_batches, to_device
@@ -48,6 +49,7 @@ class Pending:
     names: tuple[str, ...]
     deferred: Deferred
     norms: ModuleNorms | None
+    readings: Readings | None
     started: float = 0.0
     seconds: float = 0.0
 
@@ -75,13 +77,14 @@ class StepRunner:
     num_micro_batches: int
     device: torch.device
     seed: int
+    measures_health: bool = False
 
     def launch(self, item: StepBatch, lr: float, *, probes: bool, checks: bool) -> Pending:
         """Forward, backward, gate; nothing here waits for the device.
 
         Args:
             probes: measure gradient and update norm of every module.
-            checks: look at parameters, buffers and optimizer state after the step.
+            checks: look at parameters, buffers and optimizer state after the step; for guards, measure its health.
         """
         self.seed_step(item.step)
         set_learning_rate(self.optimizer, lr)
@@ -89,12 +92,14 @@ class StepRunner:
         self.gate.begin(item.step)
         loss, figures = self._gradients(item)
         probe = self._probe() if probes else None
+        health = self._health_probe() if checks and self.measures_health else None
         decision = self.gate.step(loss)
         norms = probe.after_step() if probe is not None else None
+        readings = health.after_step(item.step) if health is not None else None
         state_finite = finite_flag(self.state_tensors()) if checks else decision.bad.new_ones(())
         figures = _signals(loss, decision, state_finite) | figures
         values = torch.stack([figure.detach().double() for figure in figures.values()])
-        return Pending(item, lr, tuple(figures), Deferred(values), norms)
+        return Pending(item, lr, tuple(figures), Deferred(values), norms, readings)
 
     def seed_step(self, step: int) -> None:
         """Dropout and the like draw the same whenever a step runs: on a resume, after a refusal, in a replay."""
@@ -117,6 +122,10 @@ class StepRunner:
 
     def _probe(self) -> ModuleProbe:
         return ModuleProbe(self.network, self.gate.loss_scale.value if self.gate.loss_scale else None)
+
+    def _health_probe(self) -> HealthProbe:
+        fp16 = self.precision.dtype == "fp16"
+        return HealthProbe(self.network, self.gate, self.num_micro_batches, fp16=fp16)
 
     def _gradients(self, item: StepBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """(loss, terms, diagnostics and counts) over all micro-batches; gradients are those of their mean loss."""

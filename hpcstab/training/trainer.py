@@ -27,15 +27,17 @@ from hpcstab.task import Task
 from hpcstab.training.batches import StepBatch, TrainingBatches
 from hpcstab.training.cadence import Cadence
 from hpcstab.training.context import TrainingContext
-from hpcstab.training.ends import Diverged, Stopped
+from hpcstab.training.ends import Diverged, Halted, StateFault, Stopped
 from hpcstab.training.evaluation import evaluate
 from hpcstab.training.failure import FailureWatch
+from hpcstab.training.guarding import Guarding, answer_verdict, show_to_guards, verdict_is_due
 from hpcstab.training.measure import nonfinite_names, peak_memory_gib
 from hpcstab.training.optimizers import learning_rate
 from hpcstab.training.pictures import save_samples
 from hpcstab.training.precision import autocast, device_facts
 from hpcstab.training.records import Records
 from hpcstab.training.recovery import recover
+from hpcstab.training.rollback import go_back_after
 from hpcstab.training.state import restore_state, save_state
 from hpcstab.training.step import Pending, Signals, StepRunner
 from hpcstab.training.tensorboard import TensorBoard
@@ -60,6 +62,7 @@ class Trainer:
     Attributes:
         step: the next batch position.
         update: applied updates among the steps that were read.
+        saved_at: the position of the checkpoint that was last written or put back.
         in_flight: steps that were given to the device and not read yet, oldest first.
     """
 
@@ -77,7 +80,9 @@ class Trainer:
     cadence: Cadence
     tensorboard: TensorBoard
     stop_requested: Callable[[], str | None]
+    guarding: Guarding | None = None
     lag: int = LAG
+    saved_at: int | None = None
     step: int = 0
     update: int = 0
     in_flight: deque[Pending] = field(default_factory=deque)
@@ -86,10 +91,12 @@ class Trainer:
         """Train to the end, to divergence, or until a signal asks to stop; from a checkpoint where there is one."""
         self._began = time.perf_counter()
         self.records.write_task(self.task)
-        restore_state(self)
+        is_new = not restore_state(self)
         self._first_step = self.step
         self.records.events.write("train_start", self.step, self.update, **device_facts(self.device))
         self.records.heartbeat(now=True)
+        if is_new and self.guarding is not None:
+            save_state(self)  # there is always something to go back to
         state, reason = self._run()
         self.records.events.write("train_end", self.step, self.update, state=state, reason=reason)
         if state != "stopped":
@@ -97,29 +104,44 @@ class Trainer:
         self.records.heartbeat(now=True)
         return TrainingResult(state, self.step - self._first_step, reason)
 
-    def _run(self) -> tuple[Literal["completed", "diverged", "stopped"], str]:
+    def _run(self) -> tuple[Literal["completed", "diverged", "halted", "stopped"], str]:
         self.start_batches()
         try:
-            while True:
-                self._stop_if_asked()
-                if self._is_boundary():
-                    if self.settle():
-                        continue
-                    self._evaluate_and_save()
-                    if self.step == self.cadence.total_steps:
-                        break
-                self._train_step()
+            while self._advance():
+                pass
         except Stopped as stop:
             return "stopped", str(stop)
         except Diverged as divergence:
             self.records.events.write("diverged", self.step, self.update, reason=str(divergence))
             save_state(self)
             return "diverged", str(divergence)
+        except Halted as halt:
+            self.records.events.write("halted", self.step, self.update, reason=str(halt))
+            save_state(self)
+            return "halted", str(halt)
         except BaseException:
             self._record_the_rest()  # what a crash is looked at for is its last rows
             raise
         save_samples(self.run, self.task, self.network, self._context())
         return "completed", f"{self.cadence.total_steps} steps"
+
+    def _advance(self) -> bool:
+        """One turn of the loop; False at the end of the training."""
+        try:
+            self._stop_if_asked()
+            is_boundary = self._is_boundary()
+            if (is_boundary or verdict_is_due(self)) and self._settle_and_answer():
+                return True
+            if is_boundary:
+                self._evaluate_and_save()
+                if self.step == self.cadence.total_steps:
+                    return False
+            self._train_step()
+        except StateFault as fault:
+            if self.guarding is None:
+                raise
+            go_back_after(self, fault)
+        return True
 
     def start_batches(self) -> None:
         """Read batches from the position ``step`` on."""
@@ -135,6 +157,9 @@ class Trainer:
         lr = learning_rate(
             tick, self.config.optimizer.lr, self.config.scheduler, self.cadence.warmup_steps, self.cadence.total_steps
         )
+        if self.guarding is not None:
+            lr *= self.guarding.ladder.lr_factor
+            self.guarding.set_thresholds(self.runner.gate, tick)
         pending = self.runner.launch(
             item, lr, probes=self.cadence.probes_at(item.step), checks=self.cadence.checks_after(item.step)
         )
@@ -166,6 +191,7 @@ class Trainer:
         }
         self.records.metrics.append(row)
         self.tensorboard.row(pending.step, row)
+        show_to_guards(self, pending, signals, outcome)
         if outcome == "applied":
             self._record_probe(pending)
             self.update += 1
@@ -203,7 +229,15 @@ class Trainer:
             self.records.events.write("step_refused", pending.step, self.update, reason="nonfinite")
         self.judge_row(row)
         if not signals.state_finite:
-            self._check_state()
+            self.check_state(after_step=pending.step)
+
+    def _settle_and_answer(self) -> bool:
+        """Read all steps in flight and answer the verdicts; True where that moved the position."""
+        before = self.step
+        self.settle()
+        while verdict_is_due(self):
+            answer_verdict(self)
+        return self.step != before
 
     def _record_the_rest(self) -> None:
         with contextlib.suppress(Exception):
@@ -225,7 +259,7 @@ class Trainer:
         """End at this step boundary where a signal asks for it, with the state on disk."""
         signal_name = self.stop_requested()
         if signal_name:
-            self.settle()
+            self._settle_and_answer()
             self.records.events.write("stop_requested", self.step, self.update, signal=signal_name)
             self._save()
             raise Stopped(signal_name)
@@ -239,18 +273,18 @@ class Trainer:
         ends = self.step == self.cadence.total_steps
         if ends or self.cadence.evaluates_before(self.step):
             self._evaluate()
-        if ends or (self.cadence.saves_before(self.step) and self.step > self._first_step):
+        if ends or (self.cadence.saves_before(self.step) and self.step != self.saved_at):
             self._save()
 
     def _save(self) -> None:
         if max(self.run.attempt_numbers(), default=0) > self.records.attempt:
             self.records.events.write("superseded", self.step, self.update)
             raise Stopped("superseded")  # the checkpoints belong to the newer attempt
-        self._check_state()
+        self.check_state()
         save_state(self)
 
     def _evaluate(self) -> None:
-        self._check_state()
+        self.check_state()
         context = self._context()
         with autocast(self.config.precision, self.device):
             evaluation = evaluate(self.task, self.network, context, self.records.heartbeat)
@@ -274,8 +308,15 @@ class Trainer:
         self.records.better(self.step, evaluation.metrics)
         self.records.heartbeat(now=True)
 
-    def _check_state(self) -> None:
-        """Non-finite parameters end the run; non-finite buffers alone are an event, and it goes on."""
+    def check_state(self, after_step: int | None = None) -> None:
+        """Non-finite parameters end the run; non-finite buffers alone are an event, and it goes on.
+
+        With guards any non-finite part of the state is a fault that is gone back from. ``after_step``: the device has
+        found it non-finite after that step, and it may not be any more.
+        """
+        if self.guarding is not None:
+            self._check_whole_state(after_step)
+            return
         buffers = nonfinite_names(self.network.named_buffers())
         if buffers:
             self.records.events.write("buffers_nonfinite", self.step, self.update, names=buffers[:20])
@@ -286,6 +327,16 @@ class Trainer:
             self.records.events.write("state_nonfinite", self.step, self.update, reason=reason, names=parameters[:20])
             self.records.nonfinite(self.step, what="parameters")
             raise Diverged(reason)
+
+    def _check_whole_state(self, after_step: int | None) -> None:
+        sick = nonfinite_names(self.runner.state_tensors().items())
+        if not sick and after_step is None:
+            return
+        step = self.step if after_step is None else after_step + 1
+        reason = f"before step {step} {len(sick)} tensors of the state were non-finite, first {(sick or ['?'])[0]}"
+        self.records.events.write("state_nonfinite", step, self.update, reason=reason, names=sick[:20])
+        self.records.nonfinite(step, what="state")
+        raise StateFault(step, reason)
 
     def _context(self) -> TrainingContext:
         return TrainingContext(seed=self.seed, step=self.step, epoch=0, device=self.device)
