@@ -10,6 +10,7 @@ from statistics import median
 from hpcstab.report.claims import ClaimAnswer
 from hpcstab.report.compare import Pairing, smallest_p
 from hpcstab.report.differences import ConfigDifference, Setter
+from hpcstab.report.interventions import interventions_text
 from hpcstab.report.outcome import Outcome, baselines
 from hpcstab.report.record import LoadedRun
 from hpcstab.report.sections import Group, Section
@@ -82,15 +83,26 @@ def fix_table(differences: Sequence[ConfigDifference]) -> Table:
 
 
 def judgement_table(section: Section) -> Table:
-    """One row a run: three answers, and stable only where all are yes."""
+    """One row a run: three answers, stable only where all are yes, and how often gate, guards and ladder acted."""
     rows = []
     for outcome in section.outcomes:
         run = outcome.run
         answers = [run.answer(question) for question in ("finite", "learned", "unmasked")]
         failed = "" if run.first_failure_step is None else str(run.first_failure_step)
         stable = "yes" if run.judgement["stable"] else "no"
-        rows.append((f"{run.label} s{run.seed}", run.state, str(run.steps), failed, *answers, stable))
-    columns = ("run", "state", "steps", "first failure", "finite?", "learned?", "unmasked?", "stable")
+        row = (f"{run.label} s{run.seed}", run.state, str(run.steps), failed, *answers, stable)
+        rows.append((*row, interventions_text([run]) or NOTHING))
+    columns = (
+        "run",
+        "state",
+        "steps",
+        "first failure",
+        "finite?",
+        "learned?",
+        "unmasked?",
+        "stable",
+        "what intervened",
+    )
     return Table(columns, tuple(rows), tuple(run.label for run in section.runs))
 
 

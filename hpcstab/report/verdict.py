@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 
 from hpcstab.report.compare import ALPHA, Pairing, smallest_p
+from hpcstab.report.interventions import refusals_text
 from hpcstab.report.outcome import Outcome, baselines
 from hpcstab.report.sections import Group, Section
 from hpcstab.report.words import signed, unit_of
@@ -34,6 +35,7 @@ def group_clause(group: Group, section: Section) -> str:
         what = "went non-finite" if nonfinite else "failed"
         steps = ", ".join(str(outcome.failed_step) for outcome in group.failed)
         first = f"at step {steps}" if len(group.failed) == 1 else f"first at steps {steps}"
+        first = "; ".join(filter(None, (first, refusals_text([outcome.run for outcome in group.failed]))))
         parts.append(f"{what} in {len(group.failed)} of {n} {word} ({first})")
     parts += [_finite_clause(outcomes, how, n, word, section) for how, outcomes in _by_learning(group.finite)]
     parts += _undecided_clauses(group, n)
@@ -68,6 +70,9 @@ def _finite_clause(outcomes: Sequence[Outcome], how: str, n: int, word: str, sec
     later = [str(outcome.run.first_failure_step) for outcome in outcomes if outcome.run.first_failure_step is not None]
     if later:
         details.append(f"{len(later)} failed beyond it, at step {', '.join(later)}")
+    refusals = refusals_text([outcome.run for outcome in outcomes])
+    if refusals:
+        details.append(refusals)
     brackets = f" ({', '.join(details)})" if details else ""
     share = f"{len(outcomes)} of {n} {word}"
     return how.format(share=share) + brackets
