@@ -33,4 +33,6 @@ def refusals_text(runs: Sequence[LoadedRun]) -> str:
         return ""
     finite = sum(run.answer("finite") == "yes" for run in runs)
     steps = f"{refused:,} step{'s' * (refused > 1)}"
-    return f"the gate refused {steps} for a non-finite value, the state stayed finite in {finite} of {len(runs)}"
+    halted = sum(run.state == "halted" for run in runs)
+    text = f"the gate refused {steps} for a non-finite value, the state stayed finite in {finite} of {len(runs)}"
+    return text + (f", the guards halted {halted} of {len(runs)}" if halted else "")

@@ -16,6 +16,7 @@ from hpcstab.report.record import LoadedRun
 from hpcstab.report.sections import Group, Section
 from hpcstab.report.words import DAGGER, NOTHING, signed, with_unit
 
+_REFUSED = ("refused_nonfinite", "refused_declared", "spikes")
 MAX_LISTED = 5
 """Up to so many runs their values are all listed; beyond, median [min, max]."""
 
@@ -202,8 +203,11 @@ def _count_text(group: Group, column: str) -> str:
     counted = [run.history for run in group.runs if run.steps and column in run.history]
     if not counted:
         return NOTHING
-    counts = [(frame[column] == "skipped").sum() if column == "outcome" else frame[column].sum() for frame in counted]
-    return str(int(sum(counts)))
+    if column != "outcome":
+        return str(int(sum(frame[column].sum() for frame in counted)))
+    skipped = sum(int((frame["outcome"] == "skipped").sum()) for frame in counted)
+    # steps that were skipped and came again after a rollback have no such row any more
+    return str(max(skipped, sum(run.count(what) for run in group.runs for what in _REFUSED)))
 
 
 def _baseline_row(name: str, role: str, note: str, runs: Sequence[LoadedRun], section: Section) -> tuple[str, ...]:

@@ -32,7 +32,8 @@ def group_clause(group: Group, section: Section) -> str:
     parts = []
     if group.failed:
         nonfinite = all(outcome.run.first_nonfinite_step == outcome.failed_step for outcome in group.failed)
-        what = "went non-finite" if nonfinite else "failed"
+        kept_out = all(outcome.run.answer("finite") == "yes" for outcome in group.failed)
+        what = ("met non-finite values" if kept_out else "went non-finite") if nonfinite else "failed"
         steps = ", ".join(str(outcome.failed_step) for outcome in group.failed)
         first = f"at step {steps}" if len(group.failed) == 1 else f"first at steps {steps}"
         first = "; ".join(filter(None, (first, refusals_text([outcome.run for outcome in group.failed]))))

@@ -15,10 +15,31 @@ from hpcstab.checkpoint import CheckpointStore
 from hpcstab.errors import CheckpointError
 from hpcstab.stability.guards import Verdict
 from hpcstab.training.ends import Halted, StateFault
+from hpcstab.training.measure import nonfinite_names
 from hpcstab.training.state import put_back, save_state
 
 if TYPE_CHECKING:
     from hpcstab.training.trainer import Trainer
+
+
+def check_whole_state(trainer: Trainer, after_step: int | None = None) -> None:
+    """Look at parameters, buffers, optimizer state and moving average.
+
+    Args:
+        after_step: the device found the state non-finite after this step, whatever it is by now.
+
+    Raises:
+        StateFault: some of it is not finite.
+    """
+    sick = nonfinite_names(trainer.runner.state_tensors().items())
+    if not sick and after_step is None:
+        return
+    step = trainer.step if after_step is None else after_step + 1
+    found = f"{len(sick)} tensors of the state were non-finite, first {sick[0]}" if sick else "the state was non-finite"
+    reason = f"before step {step} {found}"
+    trainer.records.events.write("state_nonfinite", step, trainer.update, reason=reason, names=sick[:20])
+    trainer.records.nonfinite(step, what="state")
+    raise StateFault(step, reason)
 
 
 def go_back_after(trainer: Trainer, fault: StateFault) -> None:

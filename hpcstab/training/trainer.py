@@ -37,7 +37,7 @@ from hpcstab.training.pictures import save_samples
 from hpcstab.training.precision import autocast, device_facts
 from hpcstab.training.records import Records
 from hpcstab.training.recovery import recover
-from hpcstab.training.rollback import go_back_after
+from hpcstab.training.rollback import check_whole_state, go_back_after
 from hpcstab.training.state import restore_state, save_state
 from hpcstab.training.step import Pending, Signals, StepRunner
 from hpcstab.training.tensorboard import TensorBoard
@@ -315,7 +315,7 @@ class Trainer:
         found it non-finite after that step, and it may not be any more.
         """
         if self.guarding is not None:
-            self._check_whole_state(after_step)
+            check_whole_state(self, after_step)
             return
         buffers = nonfinite_names(self.network.named_buffers())
         if buffers:
@@ -327,16 +327,6 @@ class Trainer:
             self.records.events.write("state_nonfinite", self.step, self.update, reason=reason, names=parameters[:20])
             self.records.nonfinite(self.step, what="parameters")
             raise Diverged(reason)
-
-    def _check_whole_state(self, after_step: int | None) -> None:
-        sick = nonfinite_names(self.runner.state_tensors().items())
-        if not sick and after_step is None:
-            return
-        step = self.step if after_step is None else after_step + 1
-        reason = f"before step {step} {len(sick)} tensors of the state were non-finite, first {(sick or ['?'])[0]}"
-        self.records.events.write("state_nonfinite", step, self.update, reason=reason, names=sick[:20])
-        self.records.nonfinite(step, what="state")
-        raise StateFault(step, reason)
 
     def _context(self) -> TrainingContext:
         return TrainingContext(seed=self.seed, step=self.step, epoch=0, device=self.device)

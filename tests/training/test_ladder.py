@@ -19,6 +19,7 @@ from hpcstab.metrics import read_events, read_history, read_rows
 from hpcstab.rundir import RunDir, read_json
 from hpcstab.training import Trainer
 from hpcstab.training.build import build_trainer
+from tests.conftest import MakeRun
 from tests.training.test_gate import Faulty, nan_at, same
 from tests.training.toy import Config, ToyTask, toy_config, toy_trainer
 
@@ -416,3 +417,14 @@ def test_thresholds_reach_the_device(tmp_path: Path) -> None:
     assert float(trainer.runner.gate.max_loss) == pytest.approx(loss, rel=1e-6)
     assert float(trainer.runner.gate.max_norm) == torch.finfo(torch.float32).max  # that guard is off
     assert len(read_rows(run.metrics_csv)) == 20
+
+
+def test_hardened_changes_nothing_where_nothing_fires(train_run: MakeRun) -> None:
+    """Gate and guards of a real model, as its YAML has them: the numbers are those without them, to the last bit."""
+    plain, hardened = train_run("swae3d", "before"), train_run("swae3d", "before+hardened")
+    states = [read_checkpoint(run.checkpoint(6))[0] for run in (plain, hardened)]
+    assert same(dict(states[0]["network"]), dict(states[1]["network"]))
+    assert numbers(plain) == numbers(hardened)
+    judgement = judge(hardened)
+    assert (judgement.finite.answer, judgement.unmasked.answer) == ("yes", "yes")
+    assert not any(judgement.counts.values())
