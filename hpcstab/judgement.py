@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Literal
 
+from hpcstab.config import read_yaml_mapping
 from hpcstab.metrics import read_evals, read_events, read_history, read_rows
 from hpcstab.rundir import RunDir, read_json
 
@@ -28,11 +29,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class Judgement:
-    """The three answers about one run."""
+    """The three answers about one run; ``counts`` say how often something stood between its numbers and its state."""
 
     finite: Answer
     learned: Answer
     unmasked: Answer
+    counts: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def stable(self) -> bool:
@@ -45,14 +47,66 @@ class Judgement:
             name: {"answer": answer.answer, "evidence": list(answer.evidence)}
             for name, answer in (("finite", self.finite), ("learned", self.learned), ("unmasked", self.unmasked))
         }
-        return {**answers, "stable": self.stable}
+        return {**answers, "stable": self.stable, "counts": dict(self.counts)}
 
 
 def judge(run: RunDir) -> Judgement:
     """Judge a run from what it has written so far."""
     history = list(read_history(run.metrics_csv).values())
     events = read_events(run.events_jsonl)
-    return Judgement(_finite(history, events), _learned(run, history), _unmasked(history))
+    config = read_yaml_mapping(run.config_yaml) if run.config_yaml.is_file() else {}
+    counts = count_interventions(history, events, _declared_fault_steps(config))
+    return Judgement(
+        _finite(history, events), _learned(run, history, events, config), _unmasked(history, counts), counts
+    )
+
+
+def count_interventions(
+    history: list[dict[str, str]], events: list[dict[str, Any]], declared: frozenset[int] = frozenset()
+) -> dict[str, int]:
+    """How often masks, limits, gate, guards and ladder acted.
+
+    A step counts once, however often it came: rows that came again are not in ``history``, and attempts that were
+    killed repeat their events. Refusals that were rolled back have an event alone, so they are counted from there.
+
+    Args:
+        declared: steps whose batch carries a fault on purpose; to refuse these is what was asked for.
+    """
+
+    def steps(*kinds: str) -> set[int]:
+        return {int(event["step"]) for event in events if event["kind"] in kinds}
+
+    spikes = {
+        int(event["step"])
+        for event in events
+        if event["kind"] == "step_refused" and event["data"].get("reason") == "spike"
+    }
+    refused = (steps("step_refused") - spikes) | {
+        int(row["step"])
+        for row in history
+        if row["outcome"] == "skipped" and "0" in (row["loss_finite"], row["grad_finite"])
+    }
+    return {
+        "masked": sum(int(row["num_masked"]) for row in history),
+        "refused_nonfinite": len(refused - declared),
+        "refused_declared": len(refused & declared),
+        "not_reproduced": len(steps("not_reproduced") - declared),
+        "spikes": len(spikes),
+        "rescaled": len(_distinct(events, "rescaled", "loss_scale")),
+        "backoffs": len(_distinct(events, "backoff", "number")),
+        "rollbacks": len(_distinct(events, "rollback", "number")),
+        "limited": sum(int(row["num_limited"]) for row in history),
+        "clipped": sum(row["outcome"] == "applied" and float(row["clip_scale"]) < 1.0 for row in history),
+    }
+
+
+def _distinct(events: list[dict[str, Any]], kind: str, key: str) -> set[tuple[int, Any]]:
+    return {(int(event["step"]), event["data"].get(key)) for event in events if event["kind"] == kind}
+
+
+def _declared_fault_steps(config: Mapping[str, Any]) -> frozenset[int]:
+    faults = config.get("data", {}).get("faults") or ()
+    return frozenset(int(fault["step"]) for fault in faults)
 
 
 def _finite(history: list[dict[str, str]], events: list[dict[str, Any]]) -> Answer:
@@ -73,19 +127,25 @@ def _finite(history: list[dict[str, str]], events: list[dict[str, Any]]) -> Answ
     return Answer("no" if poisoned or sick else "yes", tuple(evidence))
 
 
-def _learned(run: RunDir, history: list[dict[str, str]]) -> Answer:
+def _learned(
+    run: RunDir, history: list[dict[str, str]], events: list[dict[str, Any]], config: Mapping[str, Any]
+) -> Answer:
     identity = run.identity()
     task = read_json(run.task_json)
     if task is None or not history:
         return Answer("unknown", ("the run recorded nothing to judge",))
     beats_floor, evidence = _against_floor(run, identity["compare"], task)
     still, probed = _still_modules(run)
-    evidence.append(_loss_line(history))
+    evidence += [_loss_line(history), *_average_line(run, config, identity["compare"]["primary"])]
     if probed:
         evidence.append(
             f"gradient and update norm above zero in {probed - len(still)} of {probed} modules"
             + (f"; none in {', '.join(still[:3])}" if still else "")
         )
+    halted = [event for event in events if event["kind"] == "halted"]
+    if halted:
+        evidence.append(f"halted at step {halted[-1]['step']}: {halted[-1]['data'].get('reason', '')}")
+        return Answer("no", tuple(evidence))
     if beats_floor is None or not probed:
         return Answer("unknown", tuple(evidence))
     return Answer("yes" if beats_floor and not still else "no", tuple(evidence))
@@ -124,23 +184,38 @@ def _loss_line(history: list[dict[str, str]]) -> str:
         return "no finite loss was recorded"
     tenth = max(1, len(losses) // 10)
     first, last = median(losses[:tenth]), median(losses[-tenth:])
-    return f"loss {first:.4g} in the first tenth of the finite steps, {last:.4g} in the last"
+    how = "fell" if last < first else "did not fall"
+    return f"loss {how}: {first:.4g} in the first tenth of the finite steps, {last:.4g} in the last"
 
 
-def _unmasked(history: list[dict[str, str]]) -> Answer:
+def _average_line(run: RunDir, config: Mapping[str, Any], primary: str) -> list[str]:
+    """With a moving average of the parameters there are two networks: which of them was judged."""
+    if config.get("trainer", {}).get("ema_decay") is None:
+        return []
+    evals = [row for row in read_evals(run.evals_csv) if row["split"] == "validation" and row["weights"] == "ema"]
+    if not evals:
+        return ["judged are the raw weights; their moving average was not evaluated"]
+    last = evals[-1]
+    return [f"judged are the raw weights; their moving average has {primary} {float(last[primary]):.2f}"]
+
+
+def _unmasked(history: list[dict[str, str]], counts: Mapping[str, int]) -> Answer:
     if not history:
         return Answer("unknown", ("no step was recorded",))
-    masked = sum(int(row["num_masked"]) for row in history)
-    refused = [
-        row for row in history if row["outcome"] != "applied" and "0" in (row["loss_finite"], row["grad_finite"])
+    evidence = [
+        f"masks fired {counts['masked']} times",
+        f"{counts['refused_nonfinite']} steps refused for a non-finite value",
+        f"limits inside the model fired {counts['limited']} times",
+        f"gradients clipped in {counts['clipped']} steps, {counts['spikes']} spikes refused, "
+        f"{counts['rescaled']} loss-scale back-offs, {counts['backoffs']} learning-rate back-offs, "
+        f"{counts['rollbacks']} rollbacks",
     ]
-    limited = sum(int(row["num_limited"]) for row in history)
-    evidence = (
-        f"masks fired {masked} times",
-        f"{len(refused)} steps refused for a non-finite value",
-        f"limits inside the model fired {limited} times",
-    )
-    return Answer("no" if masked or refused else "yes", evidence)
+    if counts["not_reproduced"]:
+        evidence.append(f"{counts['not_reproduced']} non-finite steps were refused and fine when they ran again")
+    if counts["refused_declared"]:
+        evidence.append(f"{counts['refused_declared']} steps refused on a declared fault, which is as it should be")
+    voids = counts["masked"] or counts["refused_nonfinite"] or counts["not_reproduced"]
+    return Answer("no" if voids else "yes", tuple(evidence))
 
 
 def _short(cell: str) -> str:

@@ -55,7 +55,7 @@ term over all parameters, of the step's first micro-batch; ``grad_share`` that n
 EventKind = Literal[
     "train_start",  # an attempt began to train
     "first_nonfinite",  # the first step with a non-finite loss, gradient or state
-    "state_nonfinite",  # parameters found non-finite at a check
+    "state_nonfinite",  # parameters (guards: any part of the state) found non-finite at a check
     "buffers_nonfinite",  # buffers found non-finite at a check; the run goes on
     "batchnorm_sick",  # running statistics of a layer were not finite or a variance negative; nothing was done
     "batchnorm_repaired",  # the same, and what was done; num_masked is 1 where a reset hides it
@@ -68,6 +68,10 @@ EventKind = Literal[
     "eval_empty",  # an evaluation without one valid batch
     "diverged",  # the run ended because its numbers did
     "step_refused",  # the gate refused the update of a step, for the reason in it
+    "guard_warning",  # a guard found something; its verdict and figures are in it
+    "backoff",  # the learning rate was multiplied by the ladder's factor
+    "rollback",  # the training went back to a healthy checkpoint; the step of the event is where it was
+    "halted",  # the ladder has no rung left
     "not_reproduced",  # a refused step that was fine when it ran again: a fault of the machine, not of the batch
     "rescaled",  # fp16 gradients overflowed; the step runs again with half the loss scale
     "loop_left",  # a user's own loop ended early; so many batches that were held did not run again

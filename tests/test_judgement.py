@@ -119,3 +119,80 @@ def test_a_sick_state_is_not_finite_even_where_every_loss_is(run: RunDir) -> Non
 def test_a_run_without_records_is_unknown_and_never_stable(run: RunDir) -> None:
     assert answers(run) == ("unknown", "unknown", "unknown")
     assert not judge(run).stable
+
+
+def write_events(run: RunDir, *events: tuple[str, int, dict[str, object]]) -> None:
+    log = EventLog(run.events_jsonl, 1)
+    for kind, step, data in events:
+        log.write(kind, step, step, **data)  # type: ignore[arg-type]
+    log.close()
+
+
+def test_what_acted_is_counted_once_and_shown(run: RunDir) -> None:
+    """Events of a step that came again (a resume, a replay) count once; a refusal that was rolled back counts."""
+    write_steps(run, [3.0, 2.0, 1.0])
+    spike, nonfinite = {"reason": "spike"}, {"reason": "nonfinite_buffers"}
+    write_events(
+        run,
+        ("step_refused", 1, spike),
+        ("step_refused", 1, spike),
+        ("rescaled", 2, {"loss_scale": 4.0}),
+        ("rescaled", 2, {"loss_scale": 2.0}),
+        ("rescaled", 2, {"loss_scale": 2.0}),
+        ("backoff", 2, {"number": 1}),
+        ("backoff", 2, {"number": 1}),
+        ("rollback", 2, {"number": 1}),
+    )
+    judgement = judge(run)
+    counts = {what: count for what, count in judgement.counts.items() if count and what != "clipped"}
+    assert counts == {"spikes": 1, "rescaled": 2, "backoffs": 1, "rollbacks": 1}
+    assert judgement.unmasked.answer == "yes"
+    line = next(line for line in judgement.unmasked.evidence if "spikes" in line)
+    assert "1 spikes refused, 2 loss-scale back-offs, 1 learning-rate back-offs, 1 rollbacks" in line
+    write_events(run, ("step_refused", 2, nonfinite))
+    assert judge(run).counts["refused_nonfinite"] == 1  # the last row of step 2 says that it was applied
+    assert answers(run)[2] == "no"
+
+
+def test_a_refusal_that_did_not_come_again_voids_unmasked(run: RunDir) -> None:
+    """Without the gate the non-finite value would have been in the state."""
+    write_steps(run, [3.0, 2.0])
+    write_events(run, ("not_reproduced", 1, {"reason": "nonfinite_loss"}))
+    assert answers(run)[2] == "no"
+    assert "1 non-finite steps were refused and fine when they ran again" in judge(run).unmasked.evidence
+
+
+def test_a_refusal_on_a_declared_fault_is_as_it_should_be(run: RunDir) -> None:
+    write_steps(run, [3.0, float("nan"), 1.0], outcome="skipped")
+    assert answers(run)[2] == "no"
+    run.config_yaml.write_text("data:\n  faults:\n  - {step: 1, kind: inf_pixel}\n")
+    assert answers(run)[2] == "yes"
+    assert judge(run).counts["refused_declared"] == 1
+
+
+def test_a_halted_run_has_not_learned(run: RunDir) -> None:
+    write_steps(run, [3.0, 2.0, 1.0])
+    write_eval(run, FLOOR_DB + 1)
+    write_probe(run, encoder=(1.0, 0.1))
+    write_events(run, ("halted", 3, {"reason": "no rung is left"}))
+    assert answers(run) == ("yes", "no", "yes")
+    assert "halted at step 3: no rung is left" in judge(run).learned.evidence
+
+
+def test_a_state_that_was_gone_back_from_is_not_finite(run: RunDir) -> None:
+    write_steps(run, [3.0, 2.0, 1.0])
+    write_events(run, ("state_nonfinite", 2, {"reason": "1 tensors"}), ("rollback", 2, {"number": 1}))
+    assert answers(run)[0] == "no"
+
+
+def test_with_an_average_it_is_said_which_network_was_judged(run: RunDir) -> None:
+    write_steps(run, [3.0, 4.0])
+    write_eval(run, FLOOR_DB + 1)
+    run.config_yaml.write_text("trainer: {ema_decay: 0.9}\n")
+    assert "judged are the raw weights; their moving average was not evaluated" in judge(run).learned.evidence
+    file = CsvAppender(run.evals_csv, evals_header(["psnr"]))
+    file.append(dict.fromkeys(EVALS_COLUMNS, 0) | {"split": "validation", "weights": "ema", "psnr": 17.5})
+    file.close()
+    evidence = judge(run).learned.evidence
+    assert "judged are the raw weights; their moving average has psnr 17.50" in evidence
+    assert any(line.startswith("loss did not fall: 3 in the first") for line in evidence)

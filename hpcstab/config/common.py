@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, Strict, model_validator
 
 from hpcstab.config.durations import Duration
+from hpcstab.config.guards import Guards
 from hpcstab.config.section import KEEPS_NUMBERS, Section
 
 Betas = Annotated[tuple[float, float], Strict(False)]
@@ -87,14 +88,22 @@ class StabilityConfig(Section):
 
     ``gate``: ``open`` applies every update; ``step_only`` leaves out the optimizer step of a non-finite loss or
     gradient, as GradScaler and most loops do; ``closed`` lets nothing of a bad step stay. ``health_every``:
-    parameters, buffers and optimizer state are looked at so often.
+    parameters, buffers and optimizer state are looked at so often. ``guards``: none, default or their whole section.
     """
 
     gate: Literal["open", "step_only", "closed"]
-    guards: Literal["none"]
+    guards: Guards
     clip_grad_norm: float | None = Field(gt=0)
     health_every: Duration
     batchnorm: BatchNormConfig
+
+    @model_validator(mode="after")
+    def _guards_need_the_gate(self) -> StabilityConfig:
+        if self.guards is not None and self.gate != "closed":
+            raise ValueError(
+                f"stability.guards need stability.gate closed, it is {self.gate}: what they refuse must leave nothing"
+            )
+        return self
 
 
 class TrainerConfig(Section):

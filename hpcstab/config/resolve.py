@@ -11,6 +11,7 @@ from typing import Any
 
 from hpcstab.config.common import RunConfig
 from hpcstab.config.experiment import Experiment
+from hpcstab.config.guards import DEFAULT
 from hpcstab.config.section import nearest, numberless_keys, validate_section
 from hpcstab.config.variants import Variant, parse_variant
 from hpcstab.config.yaml_file import parse_yaml_value
@@ -54,6 +55,8 @@ def resolve(
     settings = _scale_settings(experiment, scale)
     horizon_steps = settings.pop(HORIZON, experiment.file.compare.horizon_steps)
     apply_settings(values, settings, f"{origin}: scale '{scale}'")
+    if values["stability"].get("guards") == "default" and overrides:
+        values["stability"]["guards"] = copy.deepcopy(DEFAULT)  # so that --set reaches into it
     apply_settings(values, dict(overrides), "--set")
     where = f"{experiment.name}@{variant.name} at scale {scale}" + (" with --set" if overrides else "")
     config = validate_section(experiment.config_class, values, where)

@@ -28,6 +28,8 @@ _LOSS_COLUMNS = (
     "max_finite_grad_norm",
 )
 
+_COUNTED = ("refused_nonfinite", "refused_declared", "not_reproduced", "spikes", "rescaled", "backoffs", "rollbacks")
+
 
 def section_rows(section: Section) -> list[Row]:
     """The rows of a section, in the order of its groups."""
@@ -167,12 +169,12 @@ def _baselines(run: LoadedRun, primary: str) -> Row:
 
 def _counts(run: LoadedRun) -> Row:
     if not run.steps:
-        return {"skipped": None, "rescaled": None, "masked": None, "limited": None}
+        return dict.fromkeys(("skipped", "masked", "limited", *_COUNTED))
     return {
         "skipped": int((run.history["outcome"] == "skipped").sum()),
-        "rescaled": int((run.history["outcome"] == "rescaled").sum()),
         "masked": _total(run.history, "num_masked"),
         "limited": _total(run.history, "num_limited"),
+        **{what: run.count(what) for what in _COUNTED},
     }
 
 

@@ -132,6 +132,10 @@ class LoadedRun:
         last = self.history.iloc[-1]
         return bool(last["loss_finite"] == 0 and last["outcome"] == "applied")
 
+    def count(self, what: str) -> int:
+        """How often something acted, by the names of the judgement's counts; 0 where it was not counted."""
+        return int(self.judgement.get("counts", {}).get(what, 0))
+
     def answer(self, question: str) -> str:
         """``yes``, ``no`` or ``unknown`` to ``finite``, ``learned`` or ``unmasked``."""
         return str(self.judgement[question]["answer"])

@@ -10,11 +10,13 @@ from statistics import median
 from hpcstab.report.claims import ClaimAnswer
 from hpcstab.report.compare import Pairing, smallest_p
 from hpcstab.report.differences import ConfigDifference, Setter
+from hpcstab.report.interventions import interventions_text
 from hpcstab.report.outcome import Outcome, baselines
 from hpcstab.report.record import LoadedRun
 from hpcstab.report.sections import Group, Section
 from hpcstab.report.words import DAGGER, NOTHING, signed, with_unit
 
+_REFUSED = ("refused_nonfinite", "refused_declared", "spikes")
 MAX_LISTED = 5
 """Up to so many runs their values are all listed; beyond, median [min, max]."""
 
@@ -82,15 +84,26 @@ def fix_table(differences: Sequence[ConfigDifference]) -> Table:
 
 
 def judgement_table(section: Section) -> Table:
-    """One row a run: three answers, and stable only where all are yes."""
+    """One row a run: three answers, stable only where all are yes, and how often gate, guards and ladder acted."""
     rows = []
     for outcome in section.outcomes:
         run = outcome.run
         answers = [run.answer(question) for question in ("finite", "learned", "unmasked")]
         failed = "" if run.first_failure_step is None else str(run.first_failure_step)
         stable = "yes" if run.judgement["stable"] else "no"
-        rows.append((f"{run.label} s{run.seed}", run.state, str(run.steps), failed, *answers, stable))
-    columns = ("run", "state", "steps", "first failure", "finite?", "learned?", "unmasked?", "stable")
+        row = (f"{run.label} s{run.seed}", run.state, str(run.steps), failed, *answers, stable)
+        rows.append((*row, interventions_text([run]) or NOTHING))
+    columns = (
+        "run",
+        "state",
+        "steps",
+        "first failure",
+        "finite?",
+        "learned?",
+        "unmasked?",
+        "stable",
+        "what intervened",
+    )
     return Table(columns, tuple(rows), tuple(run.label for run in section.runs))
 
 
@@ -190,8 +203,11 @@ def _count_text(group: Group, column: str) -> str:
     counted = [run.history for run in group.runs if run.steps and column in run.history]
     if not counted:
         return NOTHING
-    counts = [(frame[column] == "skipped").sum() if column == "outcome" else frame[column].sum() for frame in counted]
-    return str(int(sum(counts)))
+    if column != "outcome":
+        return str(int(sum(frame[column].sum() for frame in counted)))
+    skipped = sum(int((frame["outcome"] == "skipped").sum()) for frame in counted)
+    # steps that were skipped and came again after a rollback have no such row any more
+    return str(max(skipped, sum(run.count(what) for run in group.runs for what in _REFUSED)))
 
 
 def _baseline_row(name: str, role: str, note: str, runs: Sequence[LoadedRun], section: Section) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 
 from hpcstab.report.compare import ALPHA, Pairing, smallest_p
+from hpcstab.report.interventions import refusals_text
 from hpcstab.report.outcome import Outcome, baselines
 from hpcstab.report.sections import Group, Section
 from hpcstab.report.words import signed, unit_of
@@ -31,9 +32,11 @@ def group_clause(group: Group, section: Section) -> str:
     parts = []
     if group.failed:
         nonfinite = all(outcome.run.first_nonfinite_step == outcome.failed_step for outcome in group.failed)
-        what = "went non-finite" if nonfinite else "failed"
+        kept_out = all(outcome.run.answer("finite") == "yes" for outcome in group.failed)
+        what = ("met non-finite values" if kept_out else "went non-finite") if nonfinite else "failed"
         steps = ", ".join(str(outcome.failed_step) for outcome in group.failed)
         first = f"at step {steps}" if len(group.failed) == 1 else f"first at steps {steps}"
+        first = "; ".join(filter(None, (first, refusals_text([outcome.run for outcome in group.failed]))))
         parts.append(f"{what} in {len(group.failed)} of {n} {word} ({first})")
     parts += [_finite_clause(outcomes, how, n, word, section) for how, outcomes in _by_learning(group.finite)]
     parts += _undecided_clauses(group, n)
@@ -68,6 +71,9 @@ def _finite_clause(outcomes: Sequence[Outcome], how: str, n: int, word: str, sec
     later = [str(outcome.run.first_failure_step) for outcome in outcomes if outcome.run.first_failure_step is not None]
     if later:
         details.append(f"{len(later)} failed beyond it, at step {', '.join(later)}")
+    refusals = refusals_text([outcome.run for outcome in outcomes])
+    if refusals:
+        details.append(refusals)
     brackets = f" ({', '.join(details)})" if details else ""
     share = f"{len(outcomes)} of {n} {word}"
     return how.format(share=share) + brackets

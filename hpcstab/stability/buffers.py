@@ -44,6 +44,10 @@ class BufferRing:
         if self._places:
             torch._foreach_copy_(self._current(), self._slots[step % len(self._slots)])
 
+    def kept(self, step: int) -> dict[str, Tensor]:
+        """The buffers as they were before the forward pass of ``step``, one of the last ``size``, by name."""
+        return dict(zip(self._names, self._slots[step % len(self._slots)], strict=True))
+
     def watched(self) -> dict[str, Tensor]:
         """Buffers that were finite at first, by name: they have to stay so."""
         current = self._current()

@@ -21,6 +21,7 @@ from hpcstab.training.batchnorm import BatchNormCare
 from hpcstab.training.cadence import build_cadence
 from hpcstab.training.check_task import check_task
 from hpcstab.training.failure import FailureWatch
+from hpcstab.training.guarding import build_guarding
 from hpcstab.training.objective import Objective
 from hpcstab.training.optimizers import build_optimizer
 from hpcstab.training.precision import pick_device, set_tf32
@@ -73,6 +74,7 @@ def build_trainer(  # noqa: PLR0913 - the composition root hands over all parts 
         num_micro_batches=config.trainer.micro_batches,
         device=device,
         seed=seed,
+        measures_health=config.stability.guards is not None,
     )
     return Trainer(
         task=task,
@@ -90,6 +92,7 @@ def build_trainer(  # noqa: PLR0913 - the composition root hands over all parts 
         cadence=cadence,
         tensorboard=tensorboard,
         stop_requested=stop_requested,
+        guarding=build_guarding(config.stability.guards),
     )
 
 

@@ -7,8 +7,16 @@ class Diverged(Exception):  # noqa: N818 - it is a result, not an error
     """The numbers of the run ended it."""
 
 
+class StateFault(Diverged):
+    """The state itself is not finite before ``step``; where guards are on, the training goes back to a healthy one."""
+
+    def __init__(self, step: int, reason: str) -> None:
+        super().__init__(reason)
+        self.step = step
+
+
 class Halted(Exception):  # noqa: N818 - it is a result, not an error
-    """A rule ended the run, whose parameters are finite."""
+    """A rule ended the run, whose parameters are finite: going on would only repeat what was tried."""
 
 
 class Stopped(Exception):  # noqa: N818 - it is a request, not an error

@@ -11,6 +11,7 @@ from hpcstab.training.ends import Diverged
 from hpcstab.training.evaluation import Evaluation, EvaluationContext, evaluate
 from hpcstab.training.measure import nonfinite_names
 from hpcstab.training.precision import autocast
+from hpcstab.training.rollback import check_whole_state
 
 if TYPE_CHECKING:
     from hpcstab.training.trainer import Trainer
@@ -42,8 +43,18 @@ def evaluate_network(trainer: Trainer) -> None:
             _evaluate(trainer, "ema")
 
 
-def check_state(trainer: Trainer) -> None:
-    """Non-finite parameters end the run; non-finite buffers alone are an event, and it goes on."""
+def check_state(trainer: Trainer, after_step: int | None = None) -> None:
+    """Non-finite parameters end the run; non-finite buffers alone are an event, and it goes on.
+
+    With guards any non-finite part of the state is a fault that is gone back from. ``after_step``: the device has found
+    it non-finite after that step, and it may not be any more.
+
+    Raises:
+        Diverged: parameters are not finite; with guards StateFault, which is one.
+    """
+    if trainer.guarding is not None:
+        check_whole_state(trainer, after_step)
+        return
     step, update, events = trainer.step, trainer.update, trainer.records.events
     buffers = nonfinite_names(trainer.runner.gate.buffers.watched().items())
     if buffers:

@@ -16,7 +16,7 @@ from hpcstab.stability.random_state import take_random_state
 from hpcstab.stability.retrial import Retrial
 from hpcstab.stability.retrial import reason_of as reason_of_figures
 from hpcstab.training.batchnorm import check_statistics_now
-from hpcstab.training.ends import Diverged
+from hpcstab.training.ends import StateFault
 from hpcstab.training.measure import nonfinite_names
 from hpcstab.training.terms import ramp_bad_terms_again
 
@@ -29,7 +29,8 @@ def recover(trainer: Trainer, pending: Pending, signals: Signals) -> None:
     """Bring the training past ``pending``, which the device has refused and latched.
 
     Raises:
-        Diverged: the state itself is not finite, or the run has used up its budget of non-finite steps.
+        StateFault: the state itself is not finite.
+        Diverged: the run has used up its budget of non-finite steps.
     """
     held = list(trainer.in_flight)
     trainer.in_flight.clear()
@@ -44,11 +45,17 @@ def recover(trainer: Trainer, pending: Pending, signals: Signals) -> None:
         return
     check_statistics_now(trainer, "refusal")
     sick = nonfinite_names(trainer.runner.state_tensors().items())
-    if sick:
-        raise Diverged(f"before step {pending.step} {len(sick)} tensors of the state were non-finite, first {sick[0]}")
-    _run_until_decided(trainer, pending, signals, reason)
+    if not sick:
+        _run_until_decided(trainer, pending, signals, reason)
+    else:
+        trainer.record(pending, signals, "held")
     for late in held:
         trainer.record(late, late.read(), "held")
+    if sick:
+        reason = f"before step {pending.step} {len(sick)} tensors of the state were non-finite, first {sick[0]}"
+        trainer.records.events.write("state_nonfinite", pending.step, trainer.update, reason=reason, names=sick[:20])
+        trainer.records.nonfinite(pending.step, what="state")
+        raise StateFault(pending.step, reason)
 
 
 def reason_of(signals: Signals) -> str:

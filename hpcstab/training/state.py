@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hpcstab.checkpoint import CheckpointStore
+from hpcstab.checkpoint import CheckpointStore, Restored
 from hpcstab.errors import CheckpointError
 from hpcstab.training.measure import nonfinite_names
 
@@ -30,13 +30,20 @@ def save_state(trainer: Trainer) -> bool:
         "gate_armed": gate.armed,
         "objective": trainer.runner.objective.state_dict(),
         "batchnorm": trainer.batchnorm.state_dict(),
+        "guarding": trainer.guarding.state_dict() if trainer.guarding else None,
         "step": trainer.step,
         "update": trainer.update,
         "nonfinite_streak": trainer.failure.streak,
         "status": {name: trainer.records[name] for name in _REMEMBERED},
     }
-    facts = {"update": trainer.update, "attempt": trainer.records.attempt, "nonfinite": sick[:20]}
+    facts = {
+        "update": trainer.update,
+        "attempt": trainer.records.attempt,
+        "nonfinite": sick[:20],
+        "scheduled": trainer.step == 0 or trainer.cadence.saves_before(trainer.step),
+    }
     CheckpointStore(trainer.run).save(trainer.step, state, facts, healthy=not sick)
+    trainer.saved_at = trainer.step
     trainer.records.events.write("checkpoint_saved", trainer.step, trainer.update, healthy=not sick)
     return not sick
 
@@ -50,6 +57,19 @@ def restore_state(trainer: Trainer) -> bool:
     restored = CheckpointStore(trainer.run).newest(trainer.device)
     if restored is None:
         return False
+    put_back(trainer, restored, _REMEMBERED)
+    for reason in restored.refused:
+        trainer.records.events.write("checkpoint_refused", trainer.step, trainer.update, reason=reason)
+    trainer.records.events.write("resumed", trainer.step, trainer.update, checkpoint=restored.folder.name)
+    return True
+
+
+def put_back(trainer: Trainer, restored: Restored, remembered: tuple[str, ...]) -> None:
+    """Make the training what it was at a checkpoint; of its status only what is ``remembered``.
+
+    Raises:
+        CheckpointError: it does not fit the network or the optimizer.
+    """
     state: Mapping[str, Any] = restored.state
     try:
         trainer.network.load_state_dict(state["network"])
@@ -65,10 +85,10 @@ def restore_state(trainer: Trainer) -> bool:
         gate.loss_scale.load_state_dict(state["loss_scale"])
     trainer.runner.objective.load_state_dict(state["objective"])
     trainer.batchnorm.load_state_dict(state["batchnorm"])
+    if trainer.guarding:
+        trainer.guarding.load_state_dict(state["guarding"])
     trainer.step, trainer.update = state["step"], state["update"]
+    trainer.saved_at = trainer.step
     trainer.failure.streak = state["nonfinite_streak"]
-    trainer.records.status(step=trainer.step, update=trainer.update, **state["status"])
-    for reason in restored.refused:
-        trainer.records.events.write("checkpoint_refused", trainer.step, trainer.update, reason=reason)
-    trainer.records.events.write("resumed", trainer.step, trainer.update, checkpoint=restored.folder.name)
-    return True
+    status = {name: state["status"][name] for name in remembered}
+    trainer.records.status(step=trainer.step, update=trainer.update, **status)

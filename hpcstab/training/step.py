@@ -12,6 +12,7 @@ from hpcstab.config.common import PrecisionConfig
 from hpcstab.seeds import keyed_seed
 from hpcstab.stability.deferred import Deferred
 from hpcstab.stability.gate import Decision, Gate
+from hpcstab.stability.health import HealthProbe, Readings
 from hpcstab.stability.random_state import seed_all
 from hpcstab.stability.running_statistics import Findings, RunningStatistics
 from hpcstab.task import Batch, Task
@@ -52,6 +53,7 @@ class Pending:
     norms: ModuleNorms | None
     term_norms: TermNorms | None
     statistics: Findings | None
+    readings: Readings | None
     started: float = 0.0
     seconds: float = 0.0
 
@@ -80,6 +82,7 @@ class StepRunner:
     num_micro_batches: int
     device: torch.device
     seed: int
+    measures_health: bool = False
 
     def launch(
         self, item: StepBatch, lr: float, *, probes: bool, checks: bool, checks_statistics: bool = False
@@ -88,7 +91,7 @@ class StepRunner:
 
         Args:
             probes: measure gradient and update norm of every module, and the gradient of every loss term.
-            checks: look at parameters, buffers and optimizer state after the step.
+            checks: look at parameters, buffers and optimizer state after the step; for guards, measure its health.
             checks_statistics: look at the running statistics after the step, and repair them where that is configured.
         """
         self.seed_step(item.step)
@@ -97,13 +100,15 @@ class StepRunner:
         self.gate.begin(item.step)
         loss, figures, term_norms = self._gradients(item, probes=probes)
         probe = self._probe() if probes else None
+        health = self._health_probe() if checks and self.measures_health else None
         decision = self.gate.step(loss)
         norms = probe.after_step() if probe is not None else None
+        readings = health.after_step(item.step) if health is not None else None
         statistics = self.statistics.check(decision.refused) if checks_statistics else None
         state_finite = finite_flag(self.state_tensors()) if checks else decision.bad.new_ones(())
         figures = _signals(loss, decision, state_finite) | figures
         values = torch.stack([figure.detach().double() for figure in figures.values()])
-        return Pending(item, lr, tuple(figures), Deferred(values), norms, term_norms, statistics)
+        return Pending(item, lr, tuple(figures), Deferred(values), norms, term_norms, statistics, readings)
 
     def seed_step(self, step: int) -> None:
         """Dropout and the like draw the same whenever a step runs: on a resume, after a refusal, in a replay."""
@@ -149,6 +154,10 @@ class StepRunner:
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+
+    def _health_probe(self) -> HealthProbe:
+        fp16 = self.precision.dtype == "fp16"
+        return HealthProbe(self.network, self.gate, self.num_micro_batches, fp16=fp16)
 
     def _gradients(self, item: StepBatch, *, probes: bool) -> tuple[Tensor, dict[str, Tensor], TermNorms | None]:
         """(loss, terms, diagnostics and counts) over all micro-batches; gradients are those of their mean loss."""

@@ -28,15 +28,17 @@ from hpcstab.training.batches import StepBatch, TrainingBatches
 from hpcstab.training.batchnorm import BatchNormCare, check_statistics_now, finish_repairs, read_statistics
 from hpcstab.training.cadence import Cadence
 from hpcstab.training.context import TrainingContext
-from hpcstab.training.ends import Diverged, Halted, Stopped
+from hpcstab.training.ends import Diverged, Halted, StateFault, Stopped
 from hpcstab.training.evaluating import check_state, evaluate_network
 from hpcstab.training.failure import FailureWatch
+from hpcstab.training.guarding import Guarding, answer_verdict, show_to_guards, verdict_is_due
 from hpcstab.training.measure import peak_memory_gib
 from hpcstab.training.optimizers import learning_rate
 from hpcstab.training.pictures import save_samples
 from hpcstab.training.precision import device_facts
 from hpcstab.training.records import Records
 from hpcstab.training.recovery import recover
+from hpcstab.training.rollback import go_back_after
 from hpcstab.training.state import restore_state, save_state
 from hpcstab.training.step import Pending, Signals, StepRunner
 from hpcstab.training.tensorboard import TensorBoard
@@ -62,6 +64,7 @@ class Trainer:
     Attributes:
         step: the next batch position.
         update: applied updates among the steps that were read.
+        saved_at: the position of the checkpoint that was last written or put back.
         in_flight: steps that were given to the device and not read yet, oldest first.
     """
 
@@ -80,7 +83,9 @@ class Trainer:
     cadence: Cadence
     tensorboard: TensorBoard
     stop_requested: Callable[[], str | None]
+    guarding: Guarding | None = None
     lag: int = LAG
+    saved_at: int | None = None
     step: int = 0
     update: int = 0
     in_flight: deque[Pending] = field(default_factory=deque)
@@ -89,31 +94,26 @@ class Trainer:
         """Train to the end, to divergence, or until a signal asks to stop; from a checkpoint where there is one."""
         self._began = time.perf_counter()
         self.records.write_task(self.task)
-        was_restored = restore_state(self)
+        self._was_restored = restore_state(self)
         self._first_step = self.step
         self.records.events.write("train_start", self.step, self.update, **device_facts(self.device))
         self.records.heartbeat(now=True)
-        state, reason = self._run(was_restored)
+        if self.guarding is not None and not self._was_restored:
+            save_state(self)  # there is always something to go back to
+        state, reason = self._run()
         self.records.events.write("train_end", self.step, self.update, state=state, reason=reason)
         if state != "stopped":
             self.records.status(state=state, judgement=judge(self.run).as_json())
         self.records.heartbeat(now=True)
         return TrainingResult(state, self.step - self._first_step, reason)
 
-    def _run(self, was_restored: bool) -> tuple[Literal["completed", "diverged", "halted", "stopped"], str]:
+    def _run(self) -> tuple[Literal["completed", "diverged", "halted", "stopped"], str]:
         self.start_batches()
         try:
-            if was_restored and self.config.stability.batchnorm.check_after_load:
+            if self._was_restored and self.config.stability.batchnorm.check_after_load:
                 check_statistics_now(self, "load")
-            while True:
-                self._stop_if_asked()
-                if self._is_boundary():
-                    if self.settle():
-                        continue
-                    self._evaluate_and_save()
-                    if self.step == self.cadence.total_steps:
-                        break
-                self._train_step()
+            while self._advance():
+                pass
         except Stopped as stop:
             return "stopped", str(stop)
         except Diverged as divergence:
@@ -130,6 +130,24 @@ class Trainer:
         save_samples(self.run, self.task, self.network, self._context())
         return "completed", f"{self.cadence.total_steps} steps"
 
+    def _advance(self) -> bool:
+        """One turn of the loop; False at the end of the training."""
+        try:
+            self._stop_if_asked()
+            is_boundary = self._is_boundary()
+            if (is_boundary or verdict_is_due(self)) and self._settle_and_answer():
+                return True
+            if is_boundary:
+                self._evaluate_and_save()
+                if self.step == self.cadence.total_steps:
+                    return False
+            self._train_step()
+        except StateFault as fault:
+            if self.guarding is None:
+                raise
+            go_back_after(self, fault)
+        return True
+
     def start_batches(self) -> None:
         """Read batches from the position ``step`` on."""
         assert self.lag < self.runner.gate.buffers.size, "the gate's ring of buffers must reach back over the lag"
@@ -144,6 +162,9 @@ class Trainer:
         lr = learning_rate(
             tick, self.config.optimizer.lr, self.config.scheduler, self.cadence.warmup_steps, self.cadence.total_steps
         )
+        if self.guarding is not None:
+            lr *= self.guarding.ladder.lr_factor
+            self.guarding.set_thresholds(self.runner.gate, tick)
         pending = self.runner.launch(
             item,
             lr,
@@ -179,6 +200,7 @@ class Trainer:
         }
         self.records.metrics.append(row)
         self.tensorboard.row(pending.step, row)
+        show_to_guards(self, pending, signals, outcome)
         if outcome == "applied":
             self._record_probe(pending)
             self.update += 1
@@ -197,7 +219,7 @@ class Trainer:
         """What a recorded step says about the state that it left, where it was a step of a check."""
         read_statistics(self, pending)
         if not signals.state_finite:
-            check_state(self)
+            check_state(self, after_step=pending.step)
 
     def _train_step(self) -> None:
         started = time.perf_counter()
@@ -224,6 +246,14 @@ class Trainer:
         self.judge_row(row)
         self.look_behind(pending, signals)
 
+    def _settle_and_answer(self) -> bool:
+        """Read all steps in flight and answer the verdicts; True where that moved the position."""
+        before = self.step
+        self.settle()
+        while verdict_is_due(self):
+            answer_verdict(self)
+        return self.step != before
+
     def _record_the_rest(self) -> None:
         with contextlib.suppress(Exception):
             while self.in_flight:
@@ -245,7 +275,7 @@ class Trainer:
         """End at this step boundary where a signal asks for it, with the state on disk."""
         signal_name = self.stop_requested()
         if signal_name:
-            self.settle()
+            self._settle_and_answer()
             self.records.events.write("stop_requested", self.step, self.update, signal=signal_name)
             self._save()
             raise Stopped(signal_name)
@@ -261,7 +291,7 @@ class Trainer:
         finish_repairs(self, ends=ends)
         if ends or self.cadence.evaluates_before(self.step):
             evaluate_network(self)
-        if ends or (self.cadence.saves_before(self.step) and self.step > self._first_step):
+        if ends or (self.cadence.saves_before(self.step) and self.step != self.saved_at):
             self._save()
 
     def _save(self) -> None:

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from hpcstab.judgement import judge
+from hpcstab.metrics import EventLog
 from hpcstab.report.compare import compare_pairs
+from hpcstab.report.facts import section_rows
 from hpcstab.report.notes import certainty_notes
 from hpcstab.report.sections import Section
-from hpcstab.report.tables import variant_table
+from hpcstab.report.tables import judgement_table, variant_table
 from hpcstab.report.verdict import verdict_sentence
-from hpcstab.rundir import RunDir
+from hpcstab.rundir import RunDir, read_json, write_json
 from tests.report.synthetic import campaign_of, make_run
 from tests.report.test_compare import section_of
 
@@ -122,3 +125,39 @@ def test_a_death_beyond_the_horizon_is_told(tmp_path: Path) -> None:
 def test_a_crash_is_told_with_its_error(tmp_path: Path) -> None:
     section = section_of([make_run(tmp_path, "after", state="failed", steps=0)])
     assert "RuntimeError: out of paper" in notes_of(section)
+
+
+def test_what_the_gate_had_to_refuse_stands_beside_the_verdict(tmp_path: Path) -> None:
+    """A hardened run that lives on refusals: the sentence, the tables and runs.csv say how many."""
+    run = make_run(tmp_path, "before+hardened", state="halted", steps=30)
+    log = EventLog(run.events_jsonl, 1)
+    for step in (7, 8, 8, 12):
+        log.write("step_refused", step, step, reason="nonfinite_loss")
+    log.write("step_refused", 9, 9, reason="spike")
+    log.write("backoff", 13, 13, number=1)
+    log.write("first_nonfinite", 7, 7, what="step")
+    log.write("halted", 29, 29, reason="no rung is left")
+    log.close()
+    section = section_of([run, make_run(tmp_path, "before")])
+    text = verdict_sentence(section, compare_pairs(section))
+    assert (
+        "before+hardened met non-finite values in 1 of 1 seeds (at step 7; the gate refused 3 steps for a non-finite"
+        " value, the state stayed finite in 1 of 1, the guards halted 1 of 1)"
+    ) in text
+    row = next(row for row in judgement_table(section).rows if row[0].startswith("before+hardened"))
+    assert row[-1] == "3 steps refused for a non-finite value, 1 spike refused, 1 learning-rate back-off"
+    assert next(row for row in variant_table(section).rows if row[0] == "before+hardened")[7] == "4"
+    facts = next(row for row in section_rows(section) if row["label"] == "before+hardened")
+    assert (facts["refused_nonfinite"], facts["spikes"], facts["backoffs"], facts["stable"]) == (3, 1, 1, 0)
+
+
+def test_a_run_that_needed_the_gate_is_not_stable(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "before+hardened", state="completed")
+    log = EventLog(run.events_jsonl, 1)
+    log.write("not_reproduced", 12, 12, reason="nonfinite_gradient")
+    log.close()
+    status = read_json(run.status_json) or {}
+    write_json(run.status_json, {**status, "judgement": judge(run).as_json()})
+    text = verdict_of([run])
+    assert "stayed finite only with a mask or a refused step in 1 of 1 seeds" in text
+    assert "the gate refused 1 step for a non-finite value" in text

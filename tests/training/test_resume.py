@@ -125,7 +125,7 @@ def test_no_sound_checkpoint_is_an_error_and_nothing_is_deleted(make_run: MakeRu
     before = sorted(run.checkpoints.iterdir())
     for folder in run.checkpoints.glob("step_*"):
         flip(folder / "state.pt")
-    with pytest.raises(CheckpointError, match="none of 2 checkpoints passes"):
+    with pytest.raises(CheckpointError, match="none of 3 checkpoints passes"):
         attempt(run)
     assert sorted(run.checkpoints.iterdir()) == before
 

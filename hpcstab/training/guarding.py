@@ -1,0 +1,141 @@
+"""The guards inside a training: what they are shown, where their thresholds stand, what their verdicts do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hpcstab.config.guards import GuardsConfig
+from hpcstab.stability.drift import DriftGuard
+from hpcstab.stability.gate import LAG, Gate
+from hpcstab.stability.guards import DELAY, Finding, Guard, Guards, StreakGuard, Update, Verdict
+from hpcstab.stability.headroom import HeadroomGuard
+from hpcstab.stability.ladder import Ladder
+from hpcstab.stability.spikes import SpikeGuard
+from hpcstab.stability.stalled import StalledGuard
+from hpcstab.training.ends import Halted
+from hpcstab.training.rollback import go_back_for
+
+if TYPE_CHECKING:
+    from hpcstab.training.step import Pending, Signals
+    from hpcstab.training.trainer import Trainer
+
+_LARGEST = torch.finfo(torch.float32).max
+
+
+@dataclass
+class Guarding:
+    """Guards and ladder of one run."""
+
+    guards: Guards
+    ladder: Ladder
+    stalled: StalledGuard | None
+    _set: tuple[float, float] = field(default=(_LARGEST, _LARGEST))
+
+    def set_thresholds(self, gate: Gate, index: int) -> None:
+        """Bring the thresholds of the update ``index`` to the device, where they differ from those there."""
+        loss, norm = (min(value, _LARGEST) for value in self.guards.thresholds(index))
+        if (loss, norm) != self._set:
+            gate.max_loss.fill_(loss)
+            gate.max_norm.fill_(norm)
+            self._set = (loss, norm)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"guards": self.guards.state_dict(), "ladder": self.ladder.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.guards.load_state_dict(state["guards"])
+        self.ladder.load_state_dict(state["ladder"])
+
+
+def build_guarding(config: GuardsConfig | None) -> Guarding | None:
+    """Guards and ladder of a config; None for none."""
+    if config is None:
+        return None
+    assert DELAY >= LAG, "a verdict must not depend on how late the host reads"
+    stalled = StalledGuard(**_numbers(config.stalled)) if config.stalled else None
+    candidates: dict[str, Guard | None] = {
+        "stalled": stalled,
+        "batchnorm": DriftGuard(**_numbers(config.batchnorm)) if config.batchnorm else None,
+        "headroom": HeadroomGuard(**_numbers(config.headroom)) if config.headroom else None,
+    }
+    guards = Guards(
+        StreakGuard(config.streak.max_skips),
+        SpikeGuard(**config.loss_spike.model_dump()) if config.loss_spike else None,
+        SpikeGuard(**config.norm_spike.model_dump()) if config.norm_spike else None,
+        {name: guard for name, guard in candidates.items() if guard is not None},
+    )
+    return Guarding(guards, Ladder(**config.ladder.model_dump()), stalled)
+
+
+def show_to_guards(trainer: Trainer, pending: Pending, signals: Signals, outcome: str) -> None:
+    """A step was recorded as ``outcome``, before the count of updates moves on."""
+    if trainer.guarding is None:
+        return
+    guards, found = trainer.guarding.guards, []
+    if outcome == "applied":
+        readings = pending.readings.read() if pending.readings is not None else {}
+        figures = signals.figures
+        found = guards.applied(Update(trainer.update, figures["loss"], figures["grad_norm"], readings))
+        stalled = trainer.guarding.stalled
+        if stalled is not None and pending.norms is not None:
+            still = stalled.probed(pending.norms.read())
+            found += [still] if still else []
+    elif outcome == "skipped":
+        found = guards.skipped(pending.step, trainer.update)
+    for finding in found:
+        trainer.records.events.write(
+            "guard_warning", pending.step, trainer.update, **_told(finding), verdict=finding.verdict.name.lower()
+        )
+
+
+def verdict_is_due(trainer: Trainer) -> bool:
+    """Whether a verdict counts before the next step."""
+    if trainer.guarding is None:
+        return False
+    return trainer.guarding.guards.due(trainer.update + len(trainer.in_flight)) is not None
+
+
+def answer_verdict(trainer: Trainer) -> None:
+    """Climb the ladder for the verdict that is due; nothing is in flight.
+
+    Raises:
+        Halted: no rung is left.
+    """
+    assert trainer.guarding is not None
+    guards, ladder = trainer.guarding.guards, trainer.guarding.ladder
+    finding = guards.due(trainer.update)
+    assert finding is not None
+    rung = ladder.climb(finding.verdict)
+    told = _told(finding) | {"asked": finding.verdict.name.lower()}
+    if rung == Verdict.BACKOFF:
+        guards.restart()
+        trainer.records.events.write(
+            "backoff",
+            trainer.step,
+            trainer.update,
+            **told,
+            number=ladder.num_backoffs,
+            budget=ladder.max_backoffs,
+            lr_factor=ladder.lr_factor,
+        )
+    elif rung == Verdict.ROLLBACK:
+        began_at = guards.streak.began_at
+        go_back_for(trainer, told, trainer.step if began_at is None else began_at)
+    else:
+        raise Halted(
+            f"guard {finding.guard} asked for {told['asked']} at step {trainer.step}, and no rung is left: "
+            f"{ladder.num_backoffs} back-offs and {ladder.num_rollbacks} rollbacks were used"
+        )
+
+
+def _told(finding: Finding) -> dict[str, Any]:
+    return {"guard": finding.guard, **finding.data}
+
+
+def _numbers(section: Any) -> dict[str, Any]:
+    """The arguments of a guard from its section of the config."""
+    values: dict[str, Any] = section.model_dump()
+    return values | {"verdict": Verdict[section.verdict.upper()]}

@@ -1,0 +1,106 @@
+"""Going back to a healthy checkpoint, within the run.
+
+After a fault of the state (a non-finite parameter, moment, buffer or average) everything is as the checkpoint has it,
+learning rate and statistics included: a fault that does not return leaves a run that equals one without it, bit for
+bit. After a verdict of the guards the learning rate is a smaller one, since the same steps would come to the same end.
+What the run has recorded about itself stays, and so do the budgets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from hpcstab.checkpoint import CheckpointStore
+from hpcstab.errors import CheckpointError
+from hpcstab.stability.guards import Verdict
+from hpcstab.training.ends import Halted, StateFault
+from hpcstab.training.measure import nonfinite_names
+from hpcstab.training.state import put_back, save_state
+
+if TYPE_CHECKING:
+    from hpcstab.training.trainer import Trainer
+
+
+def check_whole_state(trainer: Trainer, after_step: int | None = None) -> None:
+    """Look at parameters, buffers, optimizer state and moving average.
+
+    Args:
+        after_step: the device found the state non-finite after this step, whatever it is by now.
+
+    Raises:
+        StateFault: some of it is not finite.
+    """
+    sick = nonfinite_names(trainer.runner.state_tensors().items())
+    if not sick and after_step is None:
+        return
+    step = trainer.step if after_step is None else after_step + 1
+    found = f"{len(sick)} tensors of the state were non-finite, first {sick[0]}" if sick else "the state was non-finite"
+    reason = f"before step {step} {found}"
+    trainer.records.events.write("state_nonfinite", step, trainer.update, reason=reason, names=sick[:20])
+    trainer.records.nonfinite(step, what="state")
+    raise StateFault(step, reason)
+
+
+def go_back_after(trainer: Trainer, fault: StateFault) -> None:
+    """The state was found non-finite: the last healthy one is replayed.
+
+    Raises:
+        Halted: the fault was found at this step before, the budget is used up, or no checkpoint is left.
+    """
+    assert trainer.guarding is not None
+    ladder = trainer.guarding.ladder
+    if ladder.climb_for_fault(fault.step) == Verdict.HALT:
+        returned = fault.step in ladder.fault_steps
+        why = "it was found there before" if returned else f"{ladder.num_rollbacks} rollbacks were used"
+        raise Halted(f"{fault}; {why}, so it is no passing fault of the machine")
+    budgets = ladder.num_rollbacks, list(ladder.fault_steps)
+    _go_back(trainer, {"reason": str(fault)}, CheckpointStore(trainer.run), latest=None)
+    ladder.num_rollbacks, ladder.fault_steps = budgets
+    _keep(trainer)
+
+
+def go_back_for(trainer: Trainer, told: Mapping[str, Any], began_at: int) -> None:
+    """A guard asked for it: go back to before the trouble began, with the learning rate that the ladder now has.
+
+    Only checkpoints of the run's own cadence count: one that a signal left is not there in an uninterrupted run.
+
+    Raises:
+        Halted: no checkpoint is left from before the trouble.
+    """
+    assert trainer.guarding is not None
+    ladder = trainer.guarding.ladder
+    budgets = ladder.state_dict()
+    _go_back(trainer, told, CheckpointStore(trainer.run), latest=began_at)
+    ladder.load_state_dict(budgets)
+    trainer.guarding.guards.restart()
+    _keep(trainer)
+
+
+def _go_back(trainer: Trainer, told: Mapping[str, Any], store: CheckpointStore, latest: int | None) -> None:
+    assert trainer.guarding is not None
+    at, update = trainer.step, trainer.update
+    ladder = trainer.guarding.ladder
+    numbers = {"number": ladder.num_rollbacks, "budget": ladder.max_rollbacks, "lr_factor": ladder.lr_factor}
+    try:
+        restored = store.newest(trainer.device, scheduled_until=latest)
+    except CheckpointError as error:
+        raise Halted(f"the training cannot go back from step {at}: {error}") from None
+    if restored is None:
+        raise Halted(f"the training cannot go back from step {at}: no healthy checkpoint is from before the trouble")
+    while trainer.in_flight:
+        late = trainer.in_flight.popleft()
+        trainer.record(late, late.read(), "held")
+    put_back(trainer, restored, ("best", "eval", "last"))
+    gate = trainer.runner.gate
+    gate.latch.zero_()
+    trainer.start_batches()
+    for reason in restored.refused:
+        trainer.records.events.write("checkpoint_refused", at, update, reason=reason)
+    trainer.records.events.write("rollback", at, update, **told, to_step=trainer.step, **numbers)
+
+
+def _keep(trainer: Trainer) -> None:
+    """The budgets that were used and the line that was left must survive a kill from here on."""
+    save_state(trainer)
+    CheckpointStore(trainer.run).forget_after(trainer.step)
