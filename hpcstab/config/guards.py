@@ -93,10 +93,8 @@ class GuardsConfig(Section):
     def __str__(self) -> str:
         """``default``, with what differs from it."""
         own, default = dict(_leaves(self.model_dump())), dict(_leaves(DEFAULT))
-        changed = [
-            f"{key}={own.get(key)}" for key in dict.fromkeys([*default, *own]) if own.get(key) != default.get(key)
-        ]
-        return " with ".join(["default", *([", ".join(changed)] if changed else [])])
+        changed = [f"{key}={value}" for key, value in own.items() if (key, value) not in default.items()]
+        return f"default with {', '.join(changed)}" if changed else "default"
 
 
 DEFAULT: dict[str, Any] = {
