@@ -87,7 +87,7 @@ class StepRunner:
         set_learning_rate(self.optimizer, lr)
         self.optimizer.zero_grad(set_to_none=True)
         self.gate.begin(item.step)
-        loss, figures = self._gradients(item)
+        loss, figures = self.gradients(item)
         probe = self._probe() if probes else None
         decision = self.gate.step(loss)
         norms = probe.after_step() if probe is not None else None
@@ -118,7 +118,7 @@ class StepRunner:
     def _probe(self) -> ModuleProbe:
         return ModuleProbe(self.network, self.gate.loss_scale.value if self.gate.loss_scale else None)
 
-    def _gradients(self, item: StepBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def gradients(self, item: StepBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """(loss, terms, diagnostics and counts) over all micro-batches; gradients are those of their mean loss."""
         parts = micro_batches(item.batch, self.num_micro_batches)
         losses, figures = [], []
