@@ -114,7 +114,11 @@ def replay(folder: Path, device: str | None = None, model: str | None = None) ->
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: no GPU answers here; leave it away or say cpu")
     capsule = read_capsule(folder)
-    chosen = device or ("cuda" if capsule.facts["device"] == "cuda" and torch.cuda.is_available() else "cpu")
+    if "config" not in capsule.facts:
+        raise CheckpointError(
+            f"{folder}: is not of a training by hpcstab, so it names no task; replay it from your own code with"
+            " hpcstab.stability.replay"
+        )
     reference, origin = model or capsule.facts["model"], str(folder / "manifest.json")
     try:
         config = validate_section(config_class_of(reference, origin), capsule.facts["config"], origin)
@@ -123,6 +127,7 @@ def replay(folder: Path, device: str | None = None, model: str | None = None) ->
         if model is not None:
             raise
         raise CheckpointError(f"its task cannot be built here, say --model FILE.py:Task: {error}") from None
+    chosen = device or ("cuda" if capsule.facts["device"] == "cuda" and torch.cuda.is_available() else "cpu")
     return Replayed(capsule.facts, chosen, replay_capsule(task, config, capsule, torch.device(chosen)))
 
 

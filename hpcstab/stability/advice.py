@@ -2,6 +2,8 @@
 
 In this order, the first that applies:
 
+0. The step was finite when it was refused (a spike): **data** where a sample is far from the others, else **learning
+   rate**.
 1. The step is finite now, or two runs of it differ: **not reproducible** (hardware, or an operation without order).
 2. The batch held the non-finite value: **data**.
 3. Parameters, buffers or optimizer state held it before the step: **state**; an earlier step is the one to look at.
@@ -23,7 +25,6 @@ from hpcstab.stability.provenance import Finding
 
 Verdict = Literal["data", "precision", "layer", "learning rate", "state", "not reproducible"]
 HUGE_PARAMETER = 1e4
-_SIXTEEN_BITS = ("float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Evidence:
     same: bool | None
     elsewhere: str
     dtype: str
+    loss_scale: float
     largest_parameter: float
     outliers: tuple[int, ...]
     finite: Mapping[str, bool]
@@ -49,6 +51,8 @@ class Advice:
 
 def advise(finding: Finding, explanation: Explanation | None, evidence: Evidence) -> Advice:
     """The first rule that applies."""
+    if finding.kind == "none" and evidence.repeats and evidence.same:
+        return _finite_as_recorded(evidence)
     if finding.kind == "none" or not evidence.repeats:
         return _not_reproducible(finding, evidence)
     if finding.kind == "input":
@@ -72,6 +76,12 @@ def advise(finding: Finding, explanation: Explanation | None, evidence: Evidence
 
 
 def _overflow(finding: Finding, explanation: Explanation | None, evidence: Evidence) -> Advice:
+    if evidence.finite.get("fp32") and finding.target == "gradient" and evidence.loss_scale > 1:
+        return Advice(
+            "precision",
+            f"gradients overflow {evidence.dtype} under the loss scale {evidence.loss_scale:g}: let it back off,"
+            " or start it lower",
+        )
     if evidence.finite.get("fp32"):
         return Advice(
             "precision", f"fp32 is finite where {evidence.dtype} is not: {_at(finding)} needs fp32, or smaller values"
@@ -88,6 +98,15 @@ def _overflow(finding: Finding, explanation: Explanation | None, evidence: Evide
         return Advice("layer", f"the gradient of {finding.names[0]} is too large to be squared: scale the loss down")
     remedy = explanation.remedy if explanation else "compute it from tensors, where it can be followed"
     return Advice("layer", f"{_at(finding)}: {remedy}")
+
+
+def _finite_as_recorded(evidence: Evidence) -> Advice:
+    """A spike: refused for its size."""
+    if evidence.outliers:
+        return Advice("data", "the step is finite, as it was: a sample is far from the others, check it, or normalise")
+    return Advice(
+        "learning rate", "the step is finite, as it was when it was refused: lower the learning rate, or clip"
+    )
 
 
 def _not_reproducible(finding: Finding, evidence: Evidence) -> Advice:

@@ -19,7 +19,7 @@ from hpcstab.errors import EXIT_WRONG_REQUEST, CheckpointError
 CAPSULE_VERSION = 1
 MAX_CAPSULES = 8
 """So many a run: a run that fails in every step must not fill the disk."""
-_PARTS = ("network", "buffers", "optimizer", "batch", "random")
+_PARTS = ("network", "optimizer", "batch", "random")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Capsule:
 
 
 def write_capsule(folder: Path, state: Mapping[str, Any], facts: Mapping[str, Any]) -> Path:
-    """Write a capsule; ``state`` has network, buffers, optimizer, batch and random state.
+    """Write a capsule; ``state`` has at least network, optimizer, batch and random state.
 
     Raises:
         CheckpointError: it cannot be written.

@@ -84,6 +84,11 @@ _DEGENERATE: dict[str, str] = {
     "native_group_norm": "a constant group has variance 0: give the layer an eps above 0",
     "native_batch_norm": "a constant channel, or one value per channel, has variance 0: give the layer an eps above 0",
 }
+_GROWS = {
+    "exp", "exp2", "expm1", "sinh", "cosh", "pow", "prod", "cumprod", "cumsum", "sum", "mean", "mm", "bmm", "addmm",
+    "baddbmm", "addbmm", "convolution", "linear", "softplus", "linalg_vector_norm", "scatter_add", "index_add",
+}  # fmt: skip
+"""Their results can be too large where no single input is."""
 _BOUND_INPUT = "bound its input, e.g. with a clamp, or rescale it"
 _LARGEST = {"float16": 65504.0, "bfloat16": 3.39e38, "float32": 3.4e38}
 
@@ -94,18 +99,19 @@ def explain(operation: Operation) -> Explanation:
         return Explanation("uninitialised", "memory was read that nobody had written", "fill what torch.empty gives")
     if operation.parents or operation.kind == "placed":
         return _infinity(operation)
-    if operation.direction == "backward":
-        return _backward(operation)
-    return _forward(operation)
+    if operation.family == "_to_copy" and operation.inputs and operation.outputs:
+        return _cast(operation.inputs[0], operation.outputs[0].dtype)
+    return _forward(operation) if operation.direction == "forward" else _backward(operation)
+
+
+def _cast(source: TensorFacts, dtype: str) -> Explanation:
+    text = f"{_range(source)} does not fit {dtype} (largest {_LARGEST.get(dtype, 0.0):g})"
+    return Explanation("cast", text, "keep this part in fp32 (torch.autocast(enabled=False)), or rescale it")
 
 
 def _forward(operation: Operation) -> Explanation:
     family, inputs = operation.family, operation.inputs
     first = inputs[0] if inputs else None
-    if family == "_to_copy" and first is not None and operation.outputs:
-        limit = _LARGEST.get(operation.outputs[0].dtype, 0.0)
-        text = f"{_range(first)} does not fit {operation.outputs[0].dtype} (largest {limit:g})"
-        return Explanation("cast", text, "keep this part in fp32 (torch.autocast(enabled=False)), or rescale it")
     domain = _FORWARD.get(family)
     if domain and first is not None and first.minimum is not None and _leaves(domain, first):
         return Explanation("domain", f"its input has {_range(first)} and {domain.must}", domain.remedy)
@@ -116,8 +122,10 @@ def _forward(operation: Operation) -> Explanation:
         return Explanation(
             "domain", f"{_ranges(operation)}: this power has no finite value there", "bound its base from below"
         )
-    if family in _DEGENERATE and _is_degenerate(operation):
-        return Explanation("domain", f"{_ranges(operation)}: no spread to divide by", _DEGENERATE[family])
+    if family in _DEGENERATE and not _is_large(operation):
+        return Explanation(
+            "domain", f"{_ranges(operation) or 'no values'}: no spread to divide by", _DEGENERATE[family]
+        )
     return _overflow(operation)
 
 
@@ -134,11 +142,12 @@ def _division(operation: Operation) -> Explanation | None:
     if operation.family not in _DIVIDES or not operation.inputs:
         return None
     divisor = operation.inputs[-1]
-    if divisor.minimum is None or not _leaves(_DIVISOR, divisor):
+    smallest = abs(operation.scalars["other"]) if "other" in operation.scalars else divisor.absmin
+    if smallest is None or smallest > _TINY:
         return None
     remedy = _SLOPES.get(operation.source_family, _DIVISOR.remedy) if operation.source else _DIVISOR.remedy
-    smallest = "has a 0" if divisor.absmin == 0 else f"comes down to {divisor.absmin:.3g}"
-    return Explanation("domain", f"its divisor {smallest} ({_ranges(operation)})", remedy)
+    said = "has a 0" if smallest == 0 else f"comes down to {smallest:.3g}"
+    return Explanation("domain", f"its divisor {said} ({_ranges(operation)})", remedy)
 
 
 def _infinity(operation: Operation) -> Explanation:
@@ -152,6 +161,12 @@ def _infinity(operation: Operation) -> Explanation:
 
 
 def _overflow(operation: Operation) -> Explanation:
+    """Too large for its format; where nothing is large and nothing adds up, the function has no value there."""
+    if not _is_large(operation) and operation.family not in _GROWS:
+        where = f" in the backward of {operation.source_family}" if operation.source else ""
+        return Explanation(
+            "domain", f"{_ranges(operation)}: {operation.family}{where} has no finite value there", _BOUND_INPUT
+        )
     dtype = operation.outputs[0].dtype if operation.outputs else "float32"
     text = f"{_ranges(operation)}: the result is too large for {dtype} (largest {_LARGEST.get(dtype, 1.8e308):g})"
     return Explanation("overflow", text, _BOUND_INPUT)
@@ -170,11 +185,6 @@ def _leaves_power(operation: Operation) -> bool:
         return False
     exponent = exponents[0]
     return (base.minimum < 0 and exponent != round(exponent)) or (base.absmin <= _TINY and exponent < 0)
-
-
-def _is_degenerate(operation: Operation) -> bool:
-    """One value, none, or values without spread: what normalisations divide by is zero."""
-    return not _is_large(operation)
 
 
 def _is_large(operation: Operation) -> bool:

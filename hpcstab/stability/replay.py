@@ -85,8 +85,13 @@ def replay(
         recorded: figures of the step when it failed (``loss``, ``grad_norm``, ``loss_<term>``); None: unknown.
         lr_before: learning rate of the last applied update; None: that of the optimizer.
         elsewhere: how this machine differs from the one that failed; empty where figures must agree to the bit.
+
+    Raises:
+        CheckpointError: the step cannot be run at all, for the reason in it.
     """
     first = step.measure()
+    if first.error:
+        raise CheckpointError(f"the step cannot be run here: {first.error}")
     again = step.measure()
     same = first.equals(_as_measured(recorded)) if recorded else None
     finding = find_creator(step)
@@ -103,6 +108,7 @@ def replay(
         same=same,
         elsewhere=elsewhere,
         dtype=step.dtype,
+        loss_scale=step.loss_scale,
         largest_parameter=max(
             (float(each.detach().abs().max()) for each in step.network.parameters() if each.numel()), default=0.0
         ),

@@ -55,7 +55,7 @@ def failing_step(task: Task, config: RunConfig, capsule: Capsule, device: torch.
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         for name, buffer in network.named_buffers():
-            buffer.copy_(state["buffers"][name])
+            buffer.copy_(state["buffers"][name])  # those too that no state_dict holds
     except (RuntimeError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{capsule.folder}: does not fit the network of {facts['model']}: {reason}") from None

@@ -197,3 +197,20 @@ def test_nothing_is_left_behind_in_torch() -> None:
 def test_an_infinite_constant_minus_itself_is_the_subtractions_fault() -> None:
     finding = found(lambda out, y: (out + INF - INF).sum())
     assert named(finding)[1] == "sub"
+
+
+@pytest.mark.parametrize(
+    ("loss", "cause"),
+    [
+        (lambda out, y: (out / 0.0).mean(), "domain"),
+        (lambda out, y: torch.special.erfinv(put(out.tanh() / 2, 1.0)).mean(), "domain"),
+        (lambda out, y: put(out, 150.0).exp().mean(), "overflow"),
+        (lambda out, y: (corpus.positive(out) * 3e38).sum(), "overflow"),
+        (lambda out, y: put(out, 1e5).half().float().mean(), "cast"),
+        (lambda out, y: all_masked(out).softmax(1).sum(), "infinity"),
+    ],
+)
+def test_the_cause_is_told_from_the_ranges(loss: Callable[[Tensor, Tensor], Tensor], cause: str) -> None:
+    root = found(loss).root
+    assert root is not None
+    assert explain(root).cause == cause

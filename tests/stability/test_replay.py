@@ -257,6 +257,46 @@ def test_a_task_that_cannot_be_built_is_said_so(tmp_path: Path) -> None:
     assert "does not fit the network" in str(refusal(lambda: replay(tmp_path / "unfit")))
 
 
+def test_a_capsule_of_another_training_loop_names_no_task(tmp_path: Path) -> None:
+    kept = read_capsule(carried(tmp_path, config_with("log")))
+    write_capsule(tmp_path / "bare", kept.state, {"step": 3})
+    error = refusal(lambda: replay(tmp_path / "bare"))
+    assert error.exit_code == EXIT_NO_ANSWER
+    assert "your own code" in str(error)
+
+
+def test_a_run_without_a_capsule_is_said_so(tmp_path: Path) -> None:
+    run = failed_run(tmp_path, config_with("none"))
+    assert "has no capsule" in str(refusal(lambda: verb.replay(str(run.path), root=tmp_path)))
+
+
+def test_a_spike_is_finite_as_it_was(tmp_path: Path) -> None:
+    config = config_with("none", stability={"gate": "closed"})
+    run, trainer = toy_trainer(tmp_path, Task(config, 0), config)
+    trainer.runner.gate.max_norm.fill_(1e-6)
+    trainer.train()
+    trainer.records.close()
+    replayed = replay(run.capsule(0))
+    assert replayed.replay.same is True
+    assert replayed.replay.advice.verdict == "learning rate"
+    assert "refused" in replayed.replay.advice.line
+
+
+def test_a_loss_scale_that_is_too_large(tmp_path: Path) -> None:
+    precision = {"dtype": "fp16", "loss_scale": {"initial": 2.0**30, "growth_every": 100}}
+    run = failed_run(tmp_path, config_with("none", precision=precision, stability={"gate": "closed"}))
+    replayed = replay(run.capsule(0))
+    assert replayed.replay.same is True
+    assert replayed.replay.advice.verdict == "precision"
+    assert "loss scale 1.07374e+09" in replayed.replay.advice.line
+
+
+def test_a_step_that_cannot_run_is_said_so() -> None:
+    step = step_with(1.0, lambda values: values @ values)
+    with pytest.raises(CheckpointError, match="cannot be run here"):
+        replay_step(step)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_device_that_is_not_there_is_a_wrong_request(tmp_path: Path) -> None:
     assert refusal(lambda: replay(tmp_path, "cuda")).exit_code == EXIT_WRONG_REQUEST
