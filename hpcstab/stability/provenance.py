@@ -66,12 +66,24 @@ class Finding:
 
 
 def find_creator(step: FailingStep) -> Finding:
+    """What made the first non-finite value of the step; see :func:`_traced`.
+
+    Of a batch that runs in micro-batches only bad inputs have their samples named: an operation does not know which
+    part it is in. A value that passes through NumPy or a Python number loses its origin there (kind ``outside``).
+    """
+    finding = _traced(step)
+    if step.num_parts > 1 and finding.kind != "input":
+        return Finding(**{**vars(finding), "samples": ()})
+    return finding
+
+
+def _traced(step: FailingStep) -> Finding:
     """Run the step once under the tracer and follow what is not finite back to where it began.
 
     Looked at in the order in which a training meets them: loss, gradients, their norm, buffers, optimizer state.
     """
     step.rewind()
-    with Tracer(step.network, max(1, step.num_samples // step.num_parts)) as tracer:
+    with Tracer(step.network, step.num_samples) as tracer:
         for name, tensor in leaves(step.batch):
             tracer.know("input", name, tensor)
         for name, tensor in (*step.network.named_parameters(), *step.network.named_buffers()):

@@ -214,3 +214,11 @@ def test_the_cause_is_told_from_the_ranges(loss: Callable[[Tensor, Tensor], Tens
     root = found(loss).root
     assert root is not None
     assert explain(root).cause == cause
+
+
+@pytest.mark.parametrize(("name", "samples"), [("NaN input", (BAD_SAMPLE,)), ("log of zero, in a module", ())])
+def test_in_micro_batches_only_bad_inputs_name_their_samples(name: str, samples: tuple[int, ...]) -> None:
+    step = step_of(next(case for case in CASES if case.name == name))
+    assert find_creator(step).samples == (BAD_SAMPLE,)
+    step.num_parts = 2
+    assert find_creator(step).samples == samples
