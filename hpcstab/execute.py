@@ -9,9 +9,10 @@ import contextlib
 import importlib
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from hpcstab.config import (
     FailureCondition,
@@ -21,9 +22,12 @@ from hpcstab.config import (
     read_yaml_mapping,
     validate_section,
 )
-from hpcstab.errors import HpcstabError, RunError
+from hpcstab.errors import CheckpointError, ConfigError, HpcstabError, RunError
 from hpcstab.rundir import RunDir, read_json, remove_asides, write_json
 from hpcstab.task import Task, TaskFactory
+
+if TYPE_CHECKING:
+    from hpcstab.stability.replay import Replay
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,20 @@ class Execution:
     state: str
     steps_gained: int
     reason: str
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """A replay, with the facts of its capsule and the device that it ran on."""
+
+    facts: Mapping[str, Any]
+    device: str
+    replay: Replay
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs."""
+        known = ("run_id", "step", "epoch", "update", "rank", "reason", "model", "ids")
+        return {**{name: self.facts[name] for name in known}, "device": self.device, **self.replay.as_json()}
 
 
 def execute(run: RunDir, attempt: int, stop_requested: Callable[[], str | None] = lambda: None) -> Execution:
@@ -73,6 +91,44 @@ def read_config(run: RunDir) -> tuple[str, RunConfig]:
     values = read_yaml_mapping(run.config_yaml)
     model = str(values.pop("model", ""))
     return model, validate_section(config_class_of(model, str(run.config_yaml)), values, str(run.config_yaml))
+
+
+def replay(folder: Path, device: str | None = None, model: str | None = None) -> Replayed:
+    """Run the failing step of a capsule again, name who made its first non-finite value, and say what to change.
+
+    Args:
+        device: ``cpu`` or ``cuda``; None: that of the capsule, or the CPU where it is not there.
+        model: reference to the task, where the capsule's own does not lead to it here.
+
+    Raises:
+        ConfigError: the device is not there, or ``model`` names no task.
+        CheckpointError: the folder is no capsule, is damaged, or its task cannot be built here.
+    """
+    import torch
+
+    from hpcstab.stability.capsule import read_capsule
+    from hpcstab.training.replaying import replay_capsule
+
+    if device not in (None, "cpu", "cuda"):
+        raise ConfigError(f"--device is '{device}'; it can be cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: no GPU answers here; leave it away or say cpu")
+    capsule = read_capsule(folder)
+    if "config" not in capsule.facts:
+        raise CheckpointError(
+            f"{folder}: is not of a training by hpcstab, so it names no task; replay it from your own code with"
+            " hpcstab.stability.replay"
+        )
+    reference, origin = model or capsule.facts["model"], str(folder / "manifest.json")
+    try:
+        config = validate_section(config_class_of(reference, origin), capsule.facts["config"], origin)
+        task = load_task(reference, config, capsule.facts["seed"], origin)
+    except ConfigError as error:
+        if model is not None:
+            raise
+        raise CheckpointError(f"its task cannot be built here, say --model FILE.py:Task: {error}") from None
+    chosen = device or ("cuda" if capsule.facts["device"] == "cuda" and torch.cuda.is_available() else "cpu")
+    return Replayed(capsule.facts, chosen, replay_capsule(task, config, capsule, torch.device(chosen)))
 
 
 def _train(run: RunDir, attempt: int, stop_requested: Callable[[], str | None]) -> Execution:

@@ -49,10 +49,7 @@ def build_trainer(  # noqa: PLR0913 - the composition root hands over all parts 
     device = pick_device()
     set_tf32(config.precision)
     check_task(task, config, primary)
-    torch.manual_seed(keyed_seed(seed, "network"))
-    network = task.network().to(device)
-    batchnorm = config.stability.batchnorm
-    configure_batchnorm(network, batchnorm.momentum, batchnorm.eps)
+    network = build_network(task, config, seed, device)
     batches = TrainingBatches(task.dataset("train"), config.data.batch_size, seed, config.data.num_workers)
     cadence = build_cadence(config, batches.steps_per_epoch)
     header = metrics_header(task.loss_term_names, task.diagnostics)
@@ -61,13 +58,13 @@ def build_trainer(  # noqa: PLR0913 - the composition root hands over all parts 
     records = Records(run, task, attempt, cadence.total_steps, primary)
     if tensorboard.absent:
         records.events.write("tensorboard_absent", 0, 0)
-    statistics = RunningStatistics(network, batchnorm.repair)
+    statistics = RunningStatistics(network, config.stability.batchnorm.repair)
     optimizer = build_optimizer(network, config.optimizer)
     runner = StepRunner(
         task=task,
         network=network,
         optimizer=optimizer,
-        gate=_build_gate(config, network, optimizer, device),
+        gate=build_gate(config, network, optimizer, device),
         objective=Objective(config.losses, batches.steps_per_epoch, config.trainer.duration_factor),
         statistics=statistics,
         precision=config.precision,
@@ -96,9 +93,19 @@ def build_trainer(  # noqa: PLR0913 - the composition root hands over all parts 
     )
 
 
-def _build_gate(
+def build_network(task: Task, config: RunConfig, seed: int, device: torch.device) -> torch.nn.Module:
+    """The task's network as it is before the first step, configured and on its device."""
+    torch.manual_seed(keyed_seed(seed, "network"))
+    network = task.network().to(device)
+    batchnorm = config.stability.batchnorm
+    configure_batchnorm(network, batchnorm.momentum, batchnorm.eps)
+    return network
+
+
+def build_gate(
     config: RunConfig, network: torch.nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
 ) -> Gate:
+    """The gate that the config asks for, with loss scale and moving average where it has them."""
     scale, decay = config.precision.loss_scale, config.trainer.ema_decay
     return Gate(
         network,

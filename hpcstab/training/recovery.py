@@ -8,14 +8,14 @@ Under fp16 a gradient that overflows is first tried again with half the loss sca
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hpcstab.errors import CheckpointError
 from hpcstab.stability.capsule import MAX_CAPSULES, write_capsule
-from hpcstab.stability.random_state import take_random_state
 from hpcstab.stability.retrial import Retrial
 from hpcstab.stability.retrial import reason_of as reason_of_figures
 from hpcstab.training.batchnorm import check_statistics_now
+from hpcstab.training.capsules import capsule_of
 from hpcstab.training.ends import StateFault
 from hpcstab.training.measure import nonfinite_names
 from hpcstab.training.terms import ramp_bad_terms_again
@@ -130,30 +130,8 @@ def _write_capsule(trainer: Trainer, pending: Pending, signals: Signals, reason:
     if len(list(trainer.run.capsules.glob("step_*"))) >= MAX_CAPSULES:
         events.write("capsule_left_out", step, trainer.update, reason=f"this run has {MAX_CAPSULES} already")
         return
-    trainer.runner.seed_step(step)
-    state: dict[str, Any] = {
-        "network": trainer.network.state_dict(),
-        "optimizer": trainer.optimizer.state_dict(),
-        "batch": pending.item.batch,
-        "random": take_random_state(),
-    }
-    facts = {
-        "step": step,
-        "epoch": pending.item.epoch,
-        "update": trainer.update,
-        "attempt": trainer.records.attempt,
-        "rank": 0,
-        "ids": list(pending.item.ids),
-        "reason": reason,
-        "figures": {name: repr(value) for name, value in signals.figures.items()},
-        "lr": pending.lr,
-        "weights": trainer.runner.objective.weights(step),
-        "seed": trainer.seed,
-        "run_id": trainer.run.run_id,
-        "loss_scale": float(trainer.runner.gate.loss_scale.value) if trainer.runner.gate.loss_scale else None,
-    }
     try:
-        folder = write_capsule(trainer.run.capsule(step), state, facts)
+        folder = write_capsule(trainer.run.capsule(step), *capsule_of(trainer, pending, signals, reason))
     except CheckpointError as error:
         events.write("capsule_left_out", step, trainer.update, reason=str(error))
         return

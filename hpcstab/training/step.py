@@ -98,7 +98,7 @@ class StepRunner:
         set_learning_rate(self.optimizer, lr)
         self.optimizer.zero_grad(set_to_none=True)
         self.gate.begin(item.step)
-        loss, figures, term_norms = self._gradients(item, probes=probes)
+        loss, figures, term_norms = self.gradients(item, probes=probes)
         probe = self._probe() if probes else None
         health = self._health_probe() if checks and self.measures_health else None
         decision = self.gate.step(loss)
@@ -159,7 +159,7 @@ class StepRunner:
         fp16 = self.precision.dtype == "fp16"
         return HealthProbe(self.network, self.gate, self.num_micro_batches, fp16=fp16)
 
-    def _gradients(self, item: StepBatch, *, probes: bool) -> tuple[Tensor, dict[str, Tensor], TermNorms | None]:
+    def gradients(self, item: StepBatch, *, probes: bool = False) -> tuple[Tensor, dict[str, Tensor], TermNorms | None]:
         """(loss, terms, diagnostics and counts) over all micro-batches; gradients are those of their mean loss."""
         parts = micro_batches(item.batch, self.num_micro_batches)
         losses, figures, norms = [], [], None

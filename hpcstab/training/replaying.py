@@ -1,0 +1,126 @@
+"""A capsule as a step that can be run again: the task, and the state that the step began with.
+
+The step runs through :meth:`StepRunner.gradients`, the same code as in the training.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from hpcstab.config import RunConfig
+from hpcstab.errors import CheckpointError
+from hpcstab.stability.capsule import Capsule
+from hpcstab.stability.failing_step import Batch, FailingStep, Precision
+from hpcstab.stability.replay import Replay, replay
+from hpcstab.stability.running_statistics import RunningStatistics
+from hpcstab.task import Task
+from hpcstab.training.batches import StepBatch, to_device
+from hpcstab.training.build import build_gate, build_network
+from hpcstab.training.objective import Objective
+from hpcstab.training.optimizers import build_optimizer
+from hpcstab.training.precision import set_tf32
+from hpcstab.training.step import StepRunner
+
+
+def replay_capsule(task: Task, config: RunConfig, capsule: Capsule, device: torch.device) -> Replay:
+    """Replay the step of a capsule, with as many threads as it ran with.
+
+    Raises:
+        CheckpointError: the state does not fit the network that the task builds.
+    """
+    facts = capsule.facts
+    threads = torch.get_num_threads()
+    torch.set_num_threads(facts["num_threads"])  # sums depend on it, to the bit
+    try:
+        step = failing_step(task, config, capsule, device)
+        recorded = {name: float(value) for name, value in facts["figures"].items()}
+        if facts["world_size"] > 1:
+            del recorded["grad_norm"]  # that of all ranks together
+        return replay(step, recorded, lr_before=facts["lr_before"], elsewhere=_elsewhere(facts, device))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def failing_step(task: Task, config: RunConfig, capsule: Capsule, device: torch.device) -> FailingStep:
+    """The step of a capsule, ready to run on ``device``."""
+    set_tf32(config.precision)
+    facts, state = capsule.facts, capsule.state
+    network = build_network(task, config, facts["seed"], device)
+    optimizer = build_optimizer(network, config.optimizer)
+    try:
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        for name, buffer in network.named_buffers():
+            buffer.copy_(state["buffers"][name])  # those too that no state_dict holds
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{capsule.folder}: does not fit the network of {facts['model']}: {reason}") from None
+    plain = config.model_copy(
+        update={"precision": config.precision.model_copy(update={"dtype": "fp32", "loss_scale": None})}
+    )
+    objective = Objective(config.losses, facts["steps_per_epoch"], config.trainer.duration_factor)
+    objective.load_state_dict(state["objective"])
+    runner = StepRunner(
+        task=task,
+        network=network,
+        optimizer=optimizer,
+        gate=build_gate(config, network, optimizer, device),
+        objective=objective,
+        statistics=RunningStatistics(network, "none"),
+        precision=config.precision,
+        num_micro_batches=config.trainer.micro_batches,
+        device=device,
+        seed=facts["seed"],
+    )
+    in_full = replace(runner, gate=build_gate(plain, network, optimizer, device), precision=plain.precision)
+    if runner.gate.loss_scale is not None:
+        runner.gate.loss_scale.load_state_dict(state["loss_scale"])
+    ids = tuple(facts["ids"])
+
+    def gradients(batch: Batch, *, precision: Precision, term: str | None) -> tuple[Tensor, Mapping[str, Tensor]]:
+        chosen = runner if precision == "recorded" else in_full
+        if term is not None:
+            chosen = replace(chosen, objective=_OnlyTerm(objective, term))
+        loss, figures, _ = chosen.gradients(StepBatch(facts["step"], facts["epoch"], ids, batch))
+        return loss, figures
+
+    return FailingStep(
+        network,
+        optimizer,
+        to_device(state["batch"], device),
+        gradients,
+        state["random"],
+        ids,
+        tuple(name for name in task.loss_term_names if objective.weight(name, facts["step"]) != 0.0),
+        config.precision.dtype,
+        float(runner.gate.loss_scale.value) if runner.gate.loss_scale else 1.0,
+        config.trainer.micro_batches,
+        state["ema"] or {},
+    )
+
+
+@dataclass(frozen=True)
+class _OnlyTerm(Objective):
+    """One term of an objective, under its weight."""
+
+    whole: Objective
+    name: str
+
+    def total(self, terms: Mapping[str, Tensor], step: int) -> Tensor:
+        return self.whole.weight(self.name, step) * terms[self.name]
+
+
+def _elsewhere(facts: Mapping[str, object], device: torch.device) -> str:
+    """How this machine differs from the one that wrote the capsule; empty where figures must agree to the bit."""
+    here = {
+        "torch": torch.__version__,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "machine": platform.machine(),
+        "device": device.type,
+    }
+    return ", ".join(f"{name} was {facts[name]}, is {value}" for name, value in here.items() if facts[name] != value)
