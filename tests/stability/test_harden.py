@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+import runpy
 import subprocess
 import sys
 from collections import namedtuple
@@ -521,3 +522,15 @@ def test_harden_is_there_when_it_is_asked_for() -> None:
         "from hpcstab.stability import harden; assert hpcstab.harden is harden"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
+
+
+def test_the_example_says_what_the_readme_shows(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    runpy.run_path(str(REPOSITORY / "examples" / "bare_loop.py"), run_name="__main__")
+    said = capsys.readouterr().out.splitlines()
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(said) == 4
+    for line in said:
+        assert f"    {line}" in readme
+    assert "step 3: step_refused (reason nonfinite_loss, loss nan, grad_norm nan)" in caplog.messages
