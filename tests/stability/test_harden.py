@@ -135,6 +135,31 @@ def test_a_fault_of_the_machine_costs_nothing() -> None:
     assert drawn == healthy_drawn[:7] + healthy_drawn[4:]  # three bodies ran a second time, with the same draws
 
 
+def test_a_second_run_begins_without_what_has_accumulated_since() -> None:
+    """Nine batches in sums of four; the second sum fails once, and is run again after the ninth has left gradients."""
+    network, optimizer = small()
+    hardened = harden(network, optimizer)
+    num_failures = 0
+    for index, batch in hardened.batches(enumerate(data(count=9))):
+        loss = loss_of(network, batch)
+        if index == 6 and not num_failures:
+            loss, num_failures = loss * math.nan, 1
+        loss.backward()
+        if index % 4 == 3:
+            hardened.step(loss)
+            optimizer.zero_grad()
+    other_network, other = small()
+    for index, batch in enumerate(data(count=9)):
+        loss_of(other_network, batch).backward()  # type: ignore[no-untyped-call]
+        if index % 4 == 3:
+            other.step()
+            other.zero_grad()
+    assert [event["kind"] for event in hardened.events] == ["not_reproduced"]
+    assert same(same_state(network, optimizer), same_state(other_network, other))
+    for mine, its in zip(network.parameters(), other_network.parameters(), strict=True):
+        assert torch.equal(mine.grad, its.grad)  # of the ninth
+
+
 def same_state(network: nn.Module, optimizer: torch.optim.Optimizer) -> list[Any]:
     return [network.state_dict(), optimizer.state_dict()]
 
