@@ -49,6 +49,7 @@ def harden(  # noqa: PLR0913 - each option is one thing that a step changes or o
         model: one or several that are trained together.
         optimizer: one or several, stepped together: one decision for all. Fused ones (``fused=True``) skip on the
             device; for others the host waits for the decision in every step, with the same result.
+            Those that your loop steps one after the other within a batch: compute both losses first.
         max_grad_norm: gradients are clipped to it; leave out your own clipping.
         capsules: a folder for what replays a refused step; None writes none.
         mode: ``closed`` lets nothing of a bad step stay; ``step_only`` skips the optimizer alone, as GradScaler does;

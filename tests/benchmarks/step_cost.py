@@ -47,11 +47,11 @@ SLOW_EVERY = 4
 CPU = torch.device("cpu")
 HEAD = """# What the gate costs a healthy step
 
-Made by `python -m tests.benchmarks.step_cost --out reports/bench/step_cost.md`: AdamW (fused) and clipping to norm 1 in
-every form; `bare` reads loss and norm with `.item()`, ours reads the same figures two steps later. One step of each form
-in every round, in turning order; the ratio is that of a round, the interval a bootstrap of its median. `bare again` is
-the noise: where its interval leaves 1, nothing finer can be read from this table. `naive check` asks every gradient
-`isfinite().all()` on its own; `anomaly mode` is torch's `detect_anomaly`; both in every fourth round.
+Made by `python -m tests.benchmarks.step_cost --out reports/bench/step_cost.md`: AdamW (fused) and clipping to norm 1
+in every form; `bare` reads loss and norm with `.item()`, ours reads the same figures two steps later. One step of each
+form in every round, in turning order; the ratio is that of a round, the interval a bootstrap of its median.
+`bare again` is the noise: where its interval leaves 1, nothing finer can be read from this table. `naive check` asks
+every gradient `isfinite().all()` on its own; `anomaly mode` is torch's `detect_anomaly`; both in every fourth round.
 
 Not measured: a GPU (there was none), several threads or ranks, fp16 and bf16, the files that a run of hpcstab writes.
 """

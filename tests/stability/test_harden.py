@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+import runpy
 import subprocess
 import sys
 from collections import namedtuple
@@ -132,6 +133,31 @@ def test_a_fault_of_the_machine_costs_nothing() -> None:
     assert [event["kind"] for event in hardened.events] == ["not_reproduced"]
     assert (hardened.updates, hardened.num_refused, healthy.events) == (8, 0, [])
     assert drawn == healthy_drawn[:7] + healthy_drawn[4:]  # three bodies ran a second time, with the same draws
+
+
+def test_a_second_run_begins_without_what_has_accumulated_since() -> None:
+    """Nine batches in sums of four; the second sum fails once, and is run again after the ninth has left gradients."""
+    network, optimizer = small()
+    hardened = harden(network, optimizer)
+    num_failures = 0
+    for index, batch in hardened.batches(enumerate(data(count=9))):
+        loss = loss_of(network, batch)
+        if index == 6 and not num_failures:
+            loss, num_failures = loss * math.nan, 1
+        loss.backward()
+        if index % 4 == 3:
+            hardened.step(loss)
+            optimizer.zero_grad()
+    other_network, other = small()
+    for index, batch in enumerate(data(count=9)):
+        loss_of(other_network, batch).backward()  # type: ignore[no-untyped-call]
+        if index % 4 == 3:
+            other.step()
+            other.zero_grad()
+    assert [event["kind"] for event in hardened.events] == ["not_reproduced"]
+    assert same(same_state(network, optimizer), same_state(other_network, other))
+    for mine, its in zip(network.parameters(), other_network.parameters(), strict=True):
+        assert torch.equal(mine.grad, its.grad)  # of the ninth
 
 
 def same_state(network: nn.Module, optimizer: torch.optim.Optimizer) -> list[Any]:
@@ -521,3 +547,15 @@ def test_harden_is_there_when_it_is_asked_for() -> None:
         "from hpcstab.stability import harden; assert hpcstab.harden is harden"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
+
+
+def test_the_example_says_what_the_readme_shows(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    runpy.run_path(str(REPOSITORY / "examples" / "bare_loop.py"), run_name="__main__")
+    said = capsys.readouterr().out.splitlines()
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(said) == 4
+    for line in said:
+        assert f"    {line}" in readme
+    assert "step 3: step_refused (reason nonfinite_loss, loss nan, grad_norm nan)" in caplog.messages
