@@ -121,8 +121,7 @@ def _batches(task: Task, max_samples: int | None) -> Iterator[Batch]:
     dataset: Any = task.dataset("validation")
     if max_samples is not None:
         dataset = Subset(dataset, range(min(max_samples, len(dataset))))
-    # its own generator: a loader without one draws from torch's
-    return iter(DataLoader(dataset, batch_size=task.eval_batch_size, generator=torch.Generator()))
+    return iter(DataLoader(dataset, batch_size=task.eval_batch_size))
 
 
 def _groups_of_ids(task: Task, max_samples: int | None) -> list[tuple[str, ...]]:

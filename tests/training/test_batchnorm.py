@@ -12,6 +12,7 @@ from torch import nn
 
 from hpcstab.metrics import read_evals, read_events, read_history
 from hpcstab.rundir import RunDir, read_json
+from hpcstab.stability.random_state import take_random_state
 from hpcstab.training import Trainer, TrainingResult
 from hpcstab.training.batchnorm import finish_repairs
 from hpcstab.training.build import build_trainer
@@ -219,7 +220,9 @@ def test_an_estimate_is_that_of_the_next_batches(tmp_path: Path) -> None:
     run = stopped_before(tmp_path, 17, BlindSpot(config, FAULT), config)
     trainer = build_trainer(ToyTask(config), config, run, 0, 2, "error")
     restore_state(trainer)
+    before = take_random_state()
     finish_repairs(trainer, ends=False)
+    assert same(take_random_state(), before)
     (event,) = found(run, "batchnorm_reestimated")
     assert (event["step"], event["data"]["num_clean_passes"]) == (17, 3)
     network: Any = trainer.network
@@ -232,6 +235,14 @@ def test_an_estimate_is_that_of_the_next_batches(tmp_path: Path) -> None:
     torch.testing.assert_close(network[1].running_mean.double(), mean, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(network[1].running_var.double(), var, rtol=1e-5, atol=1e-7)
     trainer.records.close()
+
+
+def test_what_still_waits_at_the_end_is_estimated_before_the_last_evaluation(tmp_path: Path) -> None:
+    config = config_of("open", check_every={"steps": 20}, repair="reestimate")
+    run, trainer, _ = train(tmp_path, BlindSpot(config, 18), config)
+    kinds = [(event["step"], event["kind"]) for event in found(run, "batchnorm_repaired", "batchnorm_reestimated")]
+    assert kinds == [(19, "batchnorm_repaired"), (20, "batchnorm_reestimated")]
+    assert not trainer.batchnorm.waiting
 
 
 def test_a_negative_variance_is_found_after_a_load(tmp_path: Path) -> None:
