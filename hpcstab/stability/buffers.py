@@ -24,7 +24,7 @@ class BufferRing:
         ]
         self._names = [path for path, _, _ in found]
         self._places = [(module, name) for _, module, name in found]
-        current = self._current()
+        current = self.current()
         self._slots = [[torch.empty_like(buffer) for buffer in current] for _ in range(size)]
         # a mask of -inf is a buffer too: only what was finite has to stay so
         self._watched = [
@@ -36,13 +36,13 @@ class BufferRing:
     def keep(self, step: int) -> None:
         """Copy the buffers as they are before the forward pass of ``step``."""
         if self._places:
-            torch._foreach_copy_(self._slots[step % len(self._slots)], self._current())
+            torch._foreach_copy_(self._slots[step % len(self._slots)], self.current())
 
     @torch.no_grad()
     def put_back(self, step: int) -> None:
         """Make the buffers again what they were before the forward pass of ``step``, one of the last ``size``."""
         if self._places:
-            torch._foreach_copy_(self._current(), self._slots[step % len(self._slots)])
+            torch._foreach_copy_(self.current(), self._slots[step % len(self._slots)])
 
     def kept(self, step: int) -> dict[str, Tensor]:
         """The buffers as they were before the forward pass of ``step``, one of the last ``size``, by name."""
@@ -50,17 +50,18 @@ class BufferRing:
 
     def watched(self) -> dict[str, Tensor]:
         """Buffers that were finite at first, by name: they have to stay so."""
-        current = self._current()
+        current = self.current()
         return {self._names[index]: current[index] for index in self._watched}
 
     def all_finite(self) -> Tensor | None:
         """Whether all are, as a 0-d boolean tensor on their device; None where there is nothing to watch."""
         if not self._watched:
             return None
-        current = self._current()
+        current = self.current()
         largest = torch._foreach_norm([current[index] for index in self._watched], float("inf"))
         return torch.stack(largest).isfinite().all()
 
-    def _current(self) -> list[Tensor]:
+    def current(self) -> list[Tensor]:
+        """All buffers as they are now, not copied."""
         found = [module._buffers[name] for module, name in self._places]
         return [buffer.detach() for buffer in found if buffer is not None]

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Sampler
 from hpcstab.errors import ConfigError
 from hpcstab.seeds import keyed_seed
 from hpcstab.task import Batch, TaskDataset
+from hpcstab.training.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,17 @@ class StepBatch:
 
 
 class EpochOrder(Sampler[list[int]]):
-    """Batches of indices of one epoch, from batch ``first`` on; an incomplete last batch is left out."""
+    """This rank's share of the batches of one epoch, as indices, from batch ``first`` on; an incomplete last batch is
+    left out."""
 
-    def __init__(self, num_items: int, batch_size: int, seed: int, epoch: int, first: int) -> None:
+    def __init__(
+        self, num_items: int, batch_size: int, seed: int, epoch: int, first: int, ranks: Ranks = ALONE
+    ) -> None:
         generator = torch.Generator().manual_seed(keyed_seed(seed, "permutation", epoch))
         order = torch.randperm(num_items, generator=generator).tolist()
         full = num_items // batch_size
-        self.batches = [order[index * batch_size : (index + 1) * batch_size] for index in range(first, full)]
+        whole = [order[index * batch_size : (index + 1) * batch_size] for index in range(first, full)]
+        self.batches = [ranks.share(batch) for batch in whole]
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.batches)
@@ -41,9 +46,12 @@ class EpochOrder(Sampler[list[int]]):
 
 
 class TrainingBatches:
-    """Batches of a training by step, in an endless row of epochs."""
+    """Batches of a training by step, or a rank's share of them, in an endless row of epochs."""
 
-    def __init__(self, dataset: TaskDataset, batch_size: int, seed: int, num_workers: int) -> None:
+    def __init__(
+        self, dataset: TaskDataset, batch_size: int, seed: int, num_workers: int, ranks: Ranks = ALONE
+    ) -> None:
+        self._ranks = ranks
         self._dataset = dataset
         self._batch_size = batch_size
         self._seed = seed
@@ -58,7 +66,7 @@ class TrainingBatches:
         """Batches from the position ``step`` on, without end."""
         epoch, position = divmod(step, self.steps_per_epoch)
         while True:
-            order = EpochOrder(len(self._dataset), self._batch_size, self._seed, epoch, position)
+            order = self._order(epoch, position)
             for indices, batch in zip(order.batches, self._loader(order, epoch), strict=True):
                 yield StepBatch(step, epoch, tuple(self._dataset.ids[index] for index in indices), batch)
                 step += 1
@@ -67,8 +75,10 @@ class TrainingBatches:
     def ids_of(self, step: int) -> tuple[str, ...]:
         """Ids of the samples of a step."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        order = EpochOrder(len(self._dataset), self._batch_size, self._seed, epoch, position)
-        return tuple(self._dataset.ids[index] for index in order.batches[0])
+        return tuple(self._dataset.ids[index] for index in self._order(epoch, position).batches[0])
+
+    def _order(self, epoch: int, first: int) -> EpochOrder:
+        return EpochOrder(len(self._dataset), self._batch_size, self._seed, epoch, first, self._ranks)
 
     def _loader(self, order: EpochOrder, epoch: int) -> DataLoader[Any]:
         generator = torch.Generator().manual_seed(keyed_seed(self._seed, "loader", epoch))

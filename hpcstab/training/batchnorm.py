@@ -54,7 +54,7 @@ class BatchNormCare:
 
 def read_statistics(trainer: Trainer, pending: Pending) -> None:
     """Write down what the check of a step found; layers to be estimated anew, and a run to be ended, wait."""
-    sick = pending.statistics.read() if pending.statistics is not None else []
+    sick = trainer.ranks.of_first(pending.statistics.read()) if pending.statistics is not None else []
     if sick:
         _write_down(trainer, sick, "step", pending.step)
         if trainer.batchnorm.statistics.repair != "none":
@@ -70,7 +70,7 @@ def check_statistics_now(trainer: Trainer, when: When) -> None:
     care = trainer.batchnorm
     # a state that a step was refused in is no check of its own: without the step there would have been none
     findings = care.statistics.check(torch.ones((), device=trainer.device) if when == "refusal" else None)
-    sick = findings.read() if findings is not None else []
+    sick = trainer.ranks.of_first(findings.read() if findings is not None else [])
     if not sick:
         return
     _write_down(trainer, sick, when, trainer.step)

@@ -14,6 +14,7 @@ from hpcstab.stability.batchnorm import configure_batchnorm
 from hpcstab.stability.ema import Ema
 from hpcstab.stability.gate import Gate
 from hpcstab.stability.loss_scale import LossScale
+from hpcstab.stability.ranks import agreement
 from hpcstab.stability.running_statistics import RunningStatistics
 from hpcstab.task import Task
 from hpcstab.training.batches import TrainingBatches
@@ -25,6 +26,7 @@ from hpcstab.training.guarding import build_guarding
 from hpcstab.training.objective import Objective
 from hpcstab.training.optimizers import build_optimizer
 from hpcstab.training.precision import pick_device, set_tf32
+from hpcstab.training.ranks import join_ranks
 from hpcstab.training.records import Records
 from hpcstab.training.step import StepRunner
 from hpcstab.training.tensorboard import TensorBoard
@@ -50,12 +52,13 @@ def build_trainer(  # noqa: PLR0913 - the composition root hands over all parts 
     set_tf32(config.precision)
     check_task(task, config, primary)
     network = build_network(task, config, seed, device)
-    batches = TrainingBatches(task.dataset("train"), config.data.batch_size, seed, config.data.num_workers)
+    ranks = join_ranks(config.data.batch_size, config.trainer.micro_batches)
+    batches = TrainingBatches(task.dataset("train"), config.data.batch_size, seed, config.data.num_workers, ranks)
     cadence = build_cadence(config, batches.steps_per_epoch)
     header = metrics_header(task.loss_term_names, task.diagnostics)
     failure_watch = FailureWatch(failure, config.trainer.nonfinite_budget, header)
-    tensorboard = TensorBoard(config.trainer.tensorboard, run)
-    records = Records(run, task, attempt, cadence.total_steps, primary)
+    tensorboard = TensorBoard(config.trainer.tensorboard if ranks.is_first else "off", run)
+    records = Records(run, task, attempt, cadence.total_steps, primary, writes=ranks.is_first)
     if tensorboard.absent:
         records.events.write("tensorboard_absent", 0, 0)
     statistics = RunningStatistics(network, config.stability.batchnorm.repair)
@@ -72,6 +75,7 @@ def build_trainer(  # noqa: PLR0913 - the composition root hands over all parts 
         device=device,
         seed=seed,
         measures_health=config.stability.guards is not None,
+        ranks=ranks,
     )
     return Trainer(
         task=task,
@@ -89,6 +93,7 @@ def build_trainer(  # noqa: PLR0913 - the composition root hands over all parts 
         cadence=cadence,
         tensorboard=tensorboard,
         stop_requested=stop_requested,
+        ranks=ranks,
         guarding=build_guarding(config.stability.guards),
     )
 
@@ -114,4 +119,5 @@ def build_gate(
         config.stability.clip_grad_norm,
         loss_scale=LossScale(scale.initial, scale.growth_every, device) if scale is not None else None,
         ema=Ema(network, decay) if decay is not None else None,
+        agree=agreement(),
     )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from hpcstab.config import read_yaml_mapping
 from hpcstab.stability.random_state import take_random_state
 from hpcstab.training.optimizers import set_learning_rate
@@ -19,7 +17,7 @@ def capsule_of(
     trainer: Trainer, pending: Pending, signals: Signals, reason: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(state, facts) of a step that the gate has refused, where the trainer's state is that before it."""
-    gate, distributed = trainer.runner.gate, torch.distributed.is_available() and torch.distributed.is_initialized()
+    gate = trainer.runner.gate
     trainer.runner.seed_step(pending.step)
     set_learning_rate(trainer.optimizer, pending.lr)  # the steps in flight have set theirs
     state: dict[str, Any] = {
@@ -41,8 +39,8 @@ def capsule_of(
         "epoch": pending.item.epoch,
         "update": trainer.update,
         "attempt": trainer.records.attempt,
-        "rank": torch.distributed.get_rank() if distributed else 0,
-        "world_size": torch.distributed.get_world_size() if distributed else 1,
+        "rank": trainer.ranks.rank,
+        "world_size": trainer.ranks.count,
         "device": trainer.device.type,
         "ids": list(pending.item.ids),
         "reason": reason,

@@ -19,12 +19,13 @@ class TrainingContext:
     epoch: int
     device: torch.device
     micro_batch: int = 0
+    rank: int = 0
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
     _masked: list[Tensor] = field(default_factory=list)
     _limited: list[Tensor] = field(default_factory=list)
 
     def generator(self, purpose: str) -> torch.Generator:
-        part = (self.micro_batch,) if self.micro_batch else ()
+        part = (self.micro_batch, self.rank) if self.micro_batch or self.rank else ()
         return torch.Generator(self.device).manual_seed(keyed_seed(self.seed, purpose, self.step, *part))
 
     def diagnostic(self, name: str, value: Tensor) -> None:

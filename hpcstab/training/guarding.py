@@ -76,7 +76,7 @@ def show_to_guards(trainer: Trainer, pending: Pending, signals: Signals, outcome
         return
     guards, found = trainer.guarding.guards, []
     if outcome == "applied":
-        readings = pending.readings.read() if pending.readings is not None else {}
+        readings = trainer.ranks.of_first(pending.readings.read()) if pending.readings is not None else {}
         figures = signals.figures
         found = guards.applied(Update(trainer.update, figures["loss"], figures["grad_norm"], readings))
         stalled = trainer.guarding.stalled

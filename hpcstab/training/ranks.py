@@ -9,12 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from hpcstab.errors import ConfigError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,6 @@ class Ranks:
     def share(self, items: Sequence[int]) -> list[int]:
         """This rank's part of a batch: every ``count``-th item from its own on."""
         return list(items[self.rank :: self.count])
-
-    def worst(self, flag: Tensor) -> Tensor:
-        """The largest of the ranks' flags: one bad rank is enough. A sum of them would not be exactly 0 or 1."""
-        if self.count > 1:
-            dist.all_reduce(flag, dist.ReduceOp.MAX)
-        return flag
 
     def average_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Give all ranks the mean of their gradients; all have gradients for the same parameters."""
@@ -65,21 +62,28 @@ class Ranks:
         dist.all_gather(rows, values)
         return torch.stack(rows)
 
-    def gather_objects(self, value: object) -> list[object]:
+    def of_all(self, value: T) -> list[T]:
         """Small plain values of all ranks, by rank; waits for all of them."""
         if self.count == 1:
             return [value]
-        found: list[object] = [None] * self.count
+        found: list[Any] = [None] * self.count
         dist.all_gather_object(found, value)
         return found
 
-    def wait(self) -> None:
-        """Until all ranks are here."""
-        if self.count > 1:
-            dist.barrier()
+    def of_first(self, value: T) -> T:
+        """The value that rank 0 has: what one decides for all; waits for it."""
+        return self.of_all(value)[0]
+
+    def any_of(self, names: Sequence[str]) -> list[str]:
+        """Names that some rank has, in the order of ranks."""
+        return list(dict.fromkeys(name for each in self.of_all(list(names)) for name in each))
 
 
-def join_ranks(batch_size: int) -> Ranks:
+ALONE = Ranks()
+"""A training in one process."""
+
+
+def join_ranks(batch_size: int, num_micro_batches: int) -> Ranks:
     """The ranks that the launcher started (torchrun's RANK and WORLD_SIZE); one where there was none.
 
     Raises:
@@ -87,9 +91,12 @@ def join_ranks(batch_size: int) -> Ranks:
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
-        return Ranks()
-    if batch_size % count:
-        raise ConfigError(f"data.batch_size {batch_size} cannot be shared equally by {count} ranks")
+        return ALONE
+    if batch_size % (count * num_micro_batches):
+        raise ConfigError(
+            f"data.batch_size {batch_size} cannot be shared equally by {count} ranks with {num_micro_batches} "
+            "trainer.micro_batches each: make it a multiple of their product"
+        )
     if not dist.is_initialized():
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     return Ranks(dist.get_rank(), count)

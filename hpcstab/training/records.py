@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from hpcstab.metrics import (
@@ -23,18 +24,38 @@ HEARTBEAT_S = 2.0
 """status.json is never older than this between two steps."""
 
 
-class Records:
-    """metrics.csv, evals.csv, probes.csv, terms.csv, events.jsonl, task.json and status.json of one attempt."""
+class _Nowhere:
+    """For ranks that write no files."""
 
-    def __init__(self, run: RunDir, task: Task, attempt: int, total_steps: int, primary: str) -> None:
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Leave the row out."""
+
+    def write(self, kind: EventKind, step: int, update: int, **data: Any) -> None:
+        """Leave the event out."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Records:
+    """metrics.csv, evals.csv, probes.csv, terms.csv, events.jsonl, task.json and status.json of one attempt.
+
+    ``writes`` False: another rank writes them, and this one only knows its status.
+    """
+
+    def __init__(
+        self, run: RunDir, task: Task, attempt: int, total_steps: int, primary: str, *, writes: bool = True
+    ) -> None:
         self._run = run
+        self._writes = writes
         self._primary = next(metric for metric in task.metrics if metric.name == primary)
         self.attempt = attempt
-        self.metrics = CsvAppender(run.metrics_csv, metrics_header(task.loss_term_names, task.diagnostics))
-        self.evals = CsvAppender(run.evals_csv, evals_header(metric.name for metric in task.metrics))
-        self.probes = CsvAppender(run.probes_csv, PROBES_COLUMNS)
-        self.terms = CsvAppender(run.terms_csv, TERMS_COLUMNS)
-        self.events = EventLog(run.events_jsonl, attempt)
+        evals = evals_header(metric.name for metric in task.metrics)
+        self.metrics = self._csv(run.metrics_csv, metrics_header(task.loss_term_names, task.diagnostics))
+        self.evals = self._csv(run.evals_csv, evals)
+        self.probes = self._csv(run.probes_csv, PROBES_COLUMNS)
+        self.terms = self._csv(run.terms_csv, TERMS_COLUMNS)
+        self.events = EventLog(run.events_jsonl, attempt) if writes else _Nowhere()
         self._status: dict[str, Any] = {
             "state": "running",
             "step": 0,
@@ -53,7 +74,7 @@ class Records:
 
     def write_task(self, task: Task) -> None:
         """task.json, once, before step 0."""
-        if self._run.task_json.exists():
+        if self._run.task_json.exists() or not self._writes:
             return
         write_json(
             self._run.task_json,
@@ -80,7 +101,7 @@ class Records:
 
     def heartbeat(self, *, now: bool = False) -> None:
         """Write status.json where the last one is older than ``HEARTBEAT_S``, or at once."""
-        if now or time.time() - self._status["time"] >= HEARTBEAT_S:
+        if self._writes and (now or time.time() - self._status["time"] >= HEARTBEAT_S):
             self._status["time"] = time.time()
             write_json(self._run.status_json, spelled(self._status))
 
@@ -101,6 +122,9 @@ class Records:
         sign = 1.0 if self._primary.direction == "higher" else -1.0
         if math.isfinite(value) and (best is None or sign * value > sign * best["value"]):
             self._status["best"] = {"metric": self._primary.name, "value": value, "step": step}
+
+    def _csv(self, path: Path, header: tuple[str, ...]) -> CsvAppender | _Nowhere:
+        return CsvAppender(path, header) if self._writes else _Nowhere()
 
     def close(self) -> None:
         for file in (self.metrics, self.evals, self.probes, self.terms, self.events):

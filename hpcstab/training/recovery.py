@@ -44,7 +44,7 @@ def recover(trainer: Trainer, pending: Pending, signals: Signals) -> None:
         _run_once(trainer)
         return
     check_statistics_now(trainer, "refusal")
-    sick = nonfinite_names(trainer.runner.state_tensors().items())
+    sick = trainer.ranks.any_of(nonfinite_names(trainer.runner.state_tensors().items()))
     if not sick:
         _run_until_decided(trainer, pending, signals, reason)
     else:
@@ -110,7 +110,12 @@ def _leave_out(trainer: Trainer, pending: Pending, signals: Signals, reason: str
     row = trainer.record(pending, signals, "skipped")
     figures = {name: signals.figures[name] for name in ("loss", "grad_norm")}
     trainer.records.events.write(
-        "step_refused", pending.step, trainer.update, reason=reason, ids=list(pending.item.ids)[:20], **figures
+        "step_refused",
+        pending.step,
+        trainer.update,
+        reason=reason,
+        ids=trainer.ranks.any_of(pending.item.ids)[:20],
+        **figures,
     )
     trainer.judge_row(row)
 
@@ -125,14 +130,39 @@ def _reason_now(trainer: Trainer, signals: Signals) -> str:
 
 
 def _write_capsule(trainer: Trainer, pending: Pending, signals: Signals, reason: str) -> None:
-    """Batch, random state and the state of the failing step; a disk that is full does not end the run for it."""
+    """Batch, random state and the state of the failing step; a disk that is full does not end the run for it.
+
+    Of several ranks the first whose own share is at fault writes it: after they have been averaged, the gradients of
+    all are.
+    """
     events, step = trainer.records.events, pending.step
+    guilty = _guilty_rank(trainer, pending)
     if len(list(trainer.run.capsules.glob("step_*"))) >= MAX_CAPSULES:
         events.write("capsule_left_out", step, trainer.update, reason=f"this run has {MAX_CAPSULES} already")
         return
-    try:
-        folder = write_capsule(trainer.run.capsule(step), *capsule_of(trainer, pending, signals, reason))
-    except CheckpointError as error:
-        events.write("capsule_left_out", step, trainer.update, reason=str(error))
+    folder, error = trainer.run.capsule(step), ""
+    if guilty == trainer.ranks.rank:
+        try:
+            write_capsule(folder, *capsule_of(trainer, pending, signals, reason))
+        except CheckpointError as problem:
+            error = str(problem)
+    (error,) = trainer.ranks.any_of([error] if error else []) or [""]
+    if error:
+        events.write("capsule_left_out", step, trainer.update, reason=error)
         return
-    events.write("capsule_saved", step, trainer.update, reason=reason, capsule=folder.name)
+    events.write("capsule_saved", step, trainer.update, reason=reason, capsule=folder.name, guilty_rank=guilty)
+
+
+def _guilty_rank(trainer: Trainer, pending: Pending) -> int:
+    """The first rank whose loss or gradients are not finite before they are averaged; 0 where none is."""
+    if trainer.ranks.count == 1:
+        return 0
+    runner, gate = trainer.runner, trainer.runner.gate
+    runner.seed_step(pending.step)
+    trainer.optimizer.zero_grad(set_to_none=True)
+    trainer.ranks.take_buffers_of_first(gate.buffers.current())
+    loss, _, _ = runner.gradients(pending.item)
+    gradients = [(name, p.grad) for name, p in trainer.network.named_parameters() if p.grad is not None]
+    gate.buffers.put_back(pending.step)
+    is_bad = trainer.ranks.of_all(bool(nonfinite_names([("loss", loss.detach()), *gradients])))
+    return is_bad.index(True) if True in is_bad else 0

@@ -16,7 +16,7 @@ from hpcstab.errors import CheckpointError
 from hpcstab.stability.guards import Verdict
 from hpcstab.training.ends import Halted, StateFault
 from hpcstab.training.measure import nonfinite_names
-from hpcstab.training.state import put_back, save_state
+from hpcstab.training.state import newest_checkpoint, put_back, save_state
 
 if TYPE_CHECKING:
     from hpcstab.training.trainer import Trainer
@@ -55,7 +55,7 @@ def go_back_after(trainer: Trainer, fault: StateFault) -> None:
         why = "it was found there before" if returned else f"{ladder.num_rollbacks} rollbacks were used"
         raise Halted(f"{fault}; {why}, so it is no passing fault of the machine")
     budgets = ladder.num_rollbacks, list(ladder.fault_steps)
-    _go_back(trainer, {"reason": str(fault)}, CheckpointStore(trainer.run), latest=None)
+    _go_back(trainer, {"reason": str(fault)}, latest=None)
     ladder.num_rollbacks, ladder.fault_steps = budgets
     _keep(trainer)
 
@@ -71,19 +71,19 @@ def go_back_for(trainer: Trainer, told: Mapping[str, Any], began_at: int) -> Non
     assert trainer.guarding is not None
     ladder = trainer.guarding.ladder
     budgets = ladder.state_dict()
-    _go_back(trainer, told, CheckpointStore(trainer.run), latest=began_at)
+    _go_back(trainer, told, latest=began_at)
     ladder.load_state_dict(budgets)
     trainer.guarding.guards.restart()
     _keep(trainer)
 
 
-def _go_back(trainer: Trainer, told: Mapping[str, Any], store: CheckpointStore, latest: int | None) -> None:
+def _go_back(trainer: Trainer, told: Mapping[str, Any], latest: int | None) -> None:
     assert trainer.guarding is not None
     at, update = trainer.step, trainer.update
     ladder = trainer.guarding.ladder
     numbers = {"number": ladder.num_rollbacks, "budget": ladder.max_rollbacks, "lr_factor": ladder.lr_factor}
     try:
-        restored = store.newest(trainer.device, scheduled_until=latest)
+        restored = newest_checkpoint(trainer, scheduled_until=latest)
     except CheckpointError as error:
         raise Halted(f"the training cannot go back from step {at}: {error}") from None
     if restored is None:
@@ -103,4 +103,6 @@ def _go_back(trainer: Trainer, told: Mapping[str, Any], store: CheckpointStore, 
 def _keep(trainer: Trainer) -> None:
     """The budgets that were used and the line that was left must survive a kill from here on."""
     save_state(trainer)
-    CheckpointStore(trainer.run).forget_after(trainer.step)
+    if trainer.ranks.is_first:
+        CheckpointStore(trainer.run).forget_after(trainer.step)
+    trainer.ranks.of_first(None)  # no rank reads before they are gone

@@ -19,7 +19,7 @@ _REMEMBERED = ("first_nonfinite_step", "first_failure_step", "best", "eval", "la
 
 
 def save_state(trainer: Trainer) -> bool:
-    """Write the checkpoint before the trainer's next step; True where parameters and buffers are finite."""
+    """Rank 0 writes the checkpoint before the trainer's next step; True where parameters and buffers are finite."""
     gate = trainer.runner.gate
     sick = nonfinite_names(trainer.runner.state_tensors().items())
     state = {
@@ -42,10 +42,20 @@ def save_state(trainer: Trainer) -> bool:
         "nonfinite": sick[:20],
         "scheduled": trainer.step == 0 or trainer.cadence.saves_before(trainer.step),
     }
-    CheckpointStore(trainer.run).save(trainer.step, state, facts, healthy=not sick)
+    if trainer.ranks.is_first:
+        CheckpointStore(trainer.run).save(trainer.step, state, facts, healthy=not sick)
+    sick = trainer.ranks.of_first(sick)  # which waits until it is written: any rank may have to read it next
     trainer.saved_at = trainer.step
     trainer.records.events.write("checkpoint_saved", trainer.step, trainer.update, healthy=not sick)
     return not sick
+
+
+def newest_checkpoint(trainer: Trainer, scheduled_until: int | None = None) -> Restored | None:
+    """The newest sound checkpoint, once all ranks have read it; see :meth:`CheckpointStore.newest`."""
+    try:
+        return CheckpointStore(trainer.run).newest(trainer.device, scheduled_until=scheduled_until)
+    finally:
+        trainer.ranks.of_first(None)
 
 
 def restore_state(trainer: Trainer) -> bool:
@@ -54,7 +64,7 @@ def restore_state(trainer: Trainer) -> bool:
     Raises:
         CheckpointError: there are checkpoints and none passes, or it does not fit the network.
     """
-    restored = CheckpointStore(trainer.run).newest(trainer.device)
+    restored = newest_checkpoint(trainer)
     if restored is None:
         return False
     put_back(trainer, restored, _REMEMBERED)

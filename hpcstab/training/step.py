@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -22,9 +23,10 @@ from hpcstab.training.measure import ModuleNorms, ModuleProbe, finite_flag
 from hpcstab.training.objective import Objective, check_terms
 from hpcstab.training.optimizers import set_learning_rate
 from hpcstab.training.precision import autocast
+from hpcstab.training.ranks import ALONE, Ranks
 from hpcstab.training.terms import TermNorms, bad_terms, measure_terms
 
-_FLAGS = ("buffers_finite", "bad", "refused", "state_finite")
+_FLAGS = ("buffers_finite", "bad", "refused", "state_finite", "stop_asked")
 _COUNTS = ("num_masked", "num_limited")
 
 
@@ -40,6 +42,7 @@ class Signals:
     refused: bool
     buffers_finite: bool
     state_finite: bool
+    stop_asked: bool
 
 
 @dataclass
@@ -63,7 +66,7 @@ class Pending:
 
     def read(self) -> Signals:
         """The signals; waits for the device where it is not done."""
-        values = dict(zip(self.names, self.deferred.read(), strict=True))
+        values = _of_all_ranks(self.names, self.deferred.read())
         flags = {name: bool(values.pop(name)) for name in _FLAGS}
         return Signals({name: _typed(name, value) for name, value in values.items()}, **flags)
 
@@ -83,9 +86,17 @@ class StepRunner:
     device: torch.device
     seed: int
     measures_health: bool = False
+    ranks: Ranks = ALONE
 
     def launch(
-        self, item: StepBatch, lr: float, *, probes: bool, checks: bool, checks_statistics: bool = False
+        self,
+        item: StepBatch,
+        lr: float,
+        *,
+        probes: bool,
+        checks: bool,
+        checks_statistics: bool = False,
+        stop_asked: bool = False,
     ) -> Pending:
         """Forward, backward, gate; nothing here waits for the device.
 
@@ -93,12 +104,15 @@ class StepRunner:
             probes: measure gradient and update norm of every module, and the gradient of every loss term.
             checks: look at parameters, buffers and optimizer state after the step; for guards, measure its health.
             checks_statistics: look at the running statistics after the step, and repair them where that is configured.
+            stop_asked: this rank was asked to stop; all ranks read it with the signals of the step.
         """
         self.seed_step(item.step)
         set_learning_rate(self.optimizer, lr)
         self.optimizer.zero_grad(set_to_none=True)
         self.gate.begin(item.step)
+        self.ranks.take_buffers_of_first(self.gate.buffers.current())
         loss, figures, term_norms = self.gradients(item, probes=probes)
+        self.ranks.average_gradients(self._parameters())
         probe = self._probe() if probes else None
         health = self._health_probe() if checks and self.measures_health else None
         decision = self.gate.step(loss)
@@ -106,13 +120,14 @@ class StepRunner:
         readings = health.after_step(item.step) if health is not None else None
         statistics = self.statistics.check(decision.refused) if checks_statistics else None
         state_finite = finite_flag(self.state_tensors()) if checks else decision.bad.new_ones(())
-        figures = _signals(loss, decision, state_finite) | figures
-        values = torch.stack([figure.detach().double() for figure in figures.values()])
-        return Pending(item, lr, tuple(figures), Deferred(values), norms, term_norms, statistics, readings)
+        figures = _signals(loss, decision, state_finite) | {"stop_asked": loss.new_tensor(stop_asked)} | figures
+        values = self.ranks.gather(torch.stack([figure.detach().double() for figure in figures.values()]))
+        return Pending(item, lr, tuple(figures), Deferred(values.flatten()), norms, term_norms, statistics, readings)
 
     def seed_step(self, step: int) -> None:
         """Dropout and the like draw the same whenever a step runs: on a resume, after a refusal, in a replay."""
-        seed_all(keyed_seed(self.seed, "step", step))
+        rank = (self.ranks.rank,) if self.ranks.rank else ()
+        seed_all(keyed_seed(self.seed, "step", step, *rank))
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Parameters, watched buffers, optimizer state and moving average by name: all that must stay finite."""
@@ -180,7 +195,7 @@ class StepRunner:
         return torch.stack(losses).sum(), combined, norms
 
     def _terms(self, batch: Batch, item: StepBatch, micro: int) -> tuple[dict[str, Tensor], TrainingContext]:
-        context = TrainingContext(self.seed, item.step, item.epoch, self.device, micro)
+        context = TrainingContext(self.seed, item.step, item.epoch, self.device, micro, self.ranks.rank)
         with autocast(self.precision, self.device):
             return dict(self.task.loss_terms(self.network, to_device(batch, self.device), context)), context
 
@@ -203,6 +218,25 @@ def _signals(loss: Tensor, decision: Decision, state_finite: Tensor) -> dict[str
         "refused": decision.refused,
         "state_finite": state_finite,
     }
+
+
+def _of_all_ranks(names: tuple[str, ...], values: list[float]) -> dict[str, float]:
+    """One figure each from those of all ranks, which stand one rank after the other."""
+    of_each = [values[index :: len(names)] for index in range(len(names))]
+    return {name: _merged(name, of_each[index]) for index, name in enumerate(names)}
+
+
+def _merged(name: str, values: list[float]) -> float:
+    """Means of losses, sums of counts, the worst of everything else; NaN is worse than any number."""
+    if len(values) == 1:
+        return values[0]
+    if name in ("buffers_finite", "state_finite"):
+        return min(values)
+    if name in _COUNTS:
+        return sum(values)
+    if name == "loss" or name.startswith("loss_"):
+        return sum(values) / len(values)
+    return math.nan if any(map(math.isnan, values)) else max(values)
 
 
 def _combined(name: str, values: list[Tensor]) -> Tensor:

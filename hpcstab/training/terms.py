@@ -85,7 +85,8 @@ def ramp_bad_terms_again(trainer: Trainer, pending: Pending) -> None:
     if not objective.ramps_again:
         return
     weights = objective.weights(step)
-    bad = trainer.runner.bad_terms(pending.item)
+    found = trainer.runner.bad_terms(pending.item)
+    bad = {term: what for each in reversed(trainer.ranks.of_all(found)) for term, what in each.items()}
     if len(bad) == sum(weight != 0.0 for weight in weights.values()):
         return
     objective.ramp_again(bad, step + 1)

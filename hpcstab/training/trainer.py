@@ -36,6 +36,7 @@ from hpcstab.training.measure import peak_memory_gib
 from hpcstab.training.optimizers import learning_rate
 from hpcstab.training.pictures import save_samples
 from hpcstab.training.precision import device_facts
+from hpcstab.training.ranks import Ranks
 from hpcstab.training.records import Records
 from hpcstab.training.recovery import recover
 from hpcstab.training.rollback import go_back_after
@@ -83,9 +84,11 @@ class Trainer:
     cadence: Cadence
     tensorboard: TensorBoard
     stop_requested: Callable[[], str | None]
+    ranks: Ranks
     guarding: Guarding | None = None
     lag: int = LAG
     saved_at: int | None = None
+    _stop_is_read: bool = False
     step: int = 0
     update: int = 0
     in_flight: deque[Pending] = field(default_factory=deque)
@@ -102,7 +105,7 @@ class Trainer:
             save_state(self)  # there is always something to go back to
         state, reason = self._run()
         self.records.events.write("train_end", self.step, self.update, state=state, reason=reason)
-        if state != "stopped":
+        if state != "stopped" and self.ranks.is_first:
             self.records.status(state=state, judgement=judge(self.run).as_json())
         self.records.heartbeat(now=True)
         return TrainingResult(state, self.step - self._first_step, reason)
@@ -127,7 +130,8 @@ class Trainer:
         except BaseException:
             self._record_the_rest()  # what a crash is looked at for is its last rows
             raise
-        save_samples(self.run, self.task, self.network, self._context())
+        if self.ranks.is_first:
+            save_samples(self.run, self.task, self.network, self._context())
         return "completed", f"{self.cadence.total_steps} steps"
 
     def _advance(self) -> bool:
@@ -171,6 +175,7 @@ class Trainer:
             probes=self.cadence.probes_at(item.step),
             checks=self.cadence.checks_after(item.step),
             checks_statistics=self.cadence.checks_statistics_after(item.step),
+            stop_asked=self.ranks.count > 1 and self.stop_requested() is not None,
         )
         pending.started = started
         return pending
@@ -236,6 +241,7 @@ class Trainer:
     def _read_one(self) -> None:
         pending = self.in_flight.popleft()
         signals = pending.read()
+        self._stop_is_read |= signals.stop_asked
         gate = self.runner.gate
         if signals.refused and gate.armed:
             recover(self, pending, signals)
@@ -273,12 +279,18 @@ class Trainer:
 
     def _stop_if_asked(self) -> None:
         """End at this step boundary where a signal asks for it, with the state on disk."""
-        signal_name = self.stop_requested()
+        signal_name = self._stop_reason()
         if signal_name:
             self._settle_and_answer()
             self.records.events.write("stop_requested", self.step, self.update, signal=signal_name)
             self._save()
             raise Stopped(signal_name)
+
+    def _stop_reason(self) -> str | None:
+        """What asks all ranks to stop; several read it with the signals of a step, so that all stop before the same."""
+        if self.ranks.count == 1:
+            return self.stop_requested()
+        return (self.ranks.of_first(self.stop_requested()) or "another rank's signal") if self._stop_is_read else None
 
     def _is_boundary(self) -> bool:
         """Whether something comes before the next step that needs the state as it will stay."""
@@ -288,6 +300,7 @@ class Trainer:
 
     def _evaluate_and_save(self) -> None:
         ends = self.step == self.cadence.total_steps
+        self.ranks.take_buffers_of_first(self.runner.gate.buffers.current())
         finish_repairs(self, ends=ends)
         if ends or self.cadence.evaluates_before(self.step):
             evaluate_network(self)
@@ -295,7 +308,7 @@ class Trainer:
             self._save()
 
     def _save(self) -> None:
-        if max(self.run.attempt_numbers(), default=0) > self.records.attempt:
+        if self.ranks.of_first(max(self.run.attempt_numbers(), default=0)) > self.records.attempt:
             self.records.events.write("superseded", self.step, self.update)
             raise Stopped("superseded")  # the checkpoints belong to the newer attempt
         check_state(self)
