@@ -27,8 +27,8 @@ class Creator(NamedTuple):
     what: str = ""
 
     def __str__(self) -> str:
-        place = f" {self.direction} in {self.module or 'the loss'}" if self.operation else ""
-        return f"{self.kind} {self.operation}{place} {self.what}".strip()
+        place = f"{self.direction} in {self.module or 'the loss'}" if self.operation else ""
+        return " ".join(filter(None, (self.kind, self.operation, place, self.what)))
 
 
 _FORWARD = {"nan": "log", "inf": "reciprocal", "fp16_overflow": "exp2", "spike": "mul"}

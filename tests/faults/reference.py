@@ -36,7 +36,7 @@ def train_plainly(
     task = FaultTask(config)
     torch.manual_seed(keyed_seed(0, "network"))
     network = FaultNetwork()
-    optimizer = _optimizer(network, config)
+    optimizer = make_optimizer(network, config)
     averages = [parameter.detach().clone() for parameter in network.parameters()]
     scale = config.precision.loss_scale.initial if config.precision.loss_scale else None
     assert config.trainer.max_steps is not None
@@ -86,7 +86,8 @@ def _put_buffers(network: FaultNetwork, values: dict[str, Tensor]) -> None:
         buffer.copy_(values[name])
 
 
-def _optimizer(network: FaultNetwork, config: Config) -> torch.optim.Optimizer:
+def make_optimizer(network: torch.nn.Module, config: Config) -> torch.optim.Optimizer:
+    """The optimizer of a config, fused."""
     values = config.optimizer
     if values.name == "sgd":
         return torch.optim.SGD(network.parameters(), lr=values.lr, momentum=values.momentum, fused=True)
