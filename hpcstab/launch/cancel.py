@@ -11,8 +11,8 @@ from hpcstab.launch import scheduler
 from hpcstab.launch.answers import scheduler_answers
 from hpcstab.launch.ledger import Ledger, find_job, is_campaign_id, ledger_path, mark_cancelled, read_ledger
 from hpcstab.launch.queue import run_state
-from hpcstab.launch.state import State, collect, responsible_process
 from hpcstab.rundir import RunDir, find_run
+from hpcstab.state.evidence import State, collect, responsible_process
 
 
 @dataclass(frozen=True)

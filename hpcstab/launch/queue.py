@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hpcstab.errors import HpcstabError, RunError
-from hpcstab.launch.answers import Answers, scheduler_answers
-from hpcstab.launch.ledger import Job, Ledger, find_job, ledger_path, read_ledger, read_ledgers
-from hpcstab.launch.slurm_state import answer_on_slurm
-from hpcstab.launch.state import OPEN, RESULTS, Answer, Evidence, State, answer, collect, number
+from hpcstab.errors import RunError
+from hpcstab.launch.answers import scheduler_answers
 from hpcstab.rundir import RunDir, find_runs, read_json
+from hpcstab.state.answers import Answers
+from hpcstab.state.evidence import OPEN, RESULTS, State, collect, number
+from hpcstab.state.ledger import Job, Ledger, find_job, jobs_by_run, ledger_path, read_ledger, read_ledgers
+from hpcstab.state.rule import answer
 
 _SEED = re.compile(r"_s(\d+)_[0-9a-f]{8}$")
 
@@ -73,7 +74,7 @@ def run_states(root: Path, campaign: str | None = None) -> list[RunState]:
         answers = scheduler_answers(root) if ledger.slurm else None
         return [run_state(RunDir(root / job.run_id), ledger, job, answers) for job in ledger.jobs]
     ledgers = read_ledgers(root)[0]
-    jobs = {job.run_id: (ledger, job) for ledger in ledgers for job in ledger.jobs}
+    jobs = jobs_by_run(ledgers)
     answers = scheduler_answers(root) if any(ledger.slurm for ledger in ledgers) else None
     rows = [(run, *jobs.get(run.run_id, (None, None))) for run in find_runs(root)]
     return [run_state(run, ledger, job, answers) for run, ledger, job in rows]
@@ -94,14 +95,8 @@ def run_state(
     if ledger is not None and ledger.slurm is not None and answers is None:
         answers = scheduler_answers(run.path.parents[2])
     now = time.time()
-    try:
-        seen = collect(run, ledger, job)
-    except HpcstabError as error:
-        seen = Evidence(run, None, None, None, None, None, str(error))
-    if seen.attempt is None and seen.problem is not None:
-        found = Answer("unknown", "folder", now)
-    else:
-        found = _answer(seen, answers, now)
+    seen = collect(run, ledger, job)
+    found = answer(seen, now, answers)
     status, attempt = seen.status or {}, seen.attempt or {}
     last = _mapping(status.get("last"))
     metric, value, unit = _primary(run, status)
@@ -128,15 +123,6 @@ def run_state(
         node=str(attempt["node"]) if "node" in attempt else None,
         problem=seen.problem,
     )
-
-
-def _answer(seen: Evidence, answers: Answers | None, now: float) -> Answer:
-    if seen.ledger is None or seen.job is None or seen.ledger.slurm is None:
-        return answer(seen, now)
-    if seen.attempt is not None and seen.attempt.get("job_id") is None:
-        return answer(seen, now)  # resumed in the foreground: Slurm knows nothing of it
-    scheduled = answers.of(seen.ledger, seen.job) if answers is not None else None
-    return answer_on_slurm(seen, scheduled, now)
 
 
 def _primary(run: RunDir, status: Mapping[str, Any]) -> tuple[str | None, float | None, str | None]:

@@ -96,7 +96,7 @@ def test_rows_of_many_tasks() -> None:
 
 def test_squeue_first_then_the_last_row_of_sacct(command: Command) -> None:
     command("squeue", "echo '5_0|RUNNING|None|2026-01-01T00:00:00|1:00|n1|a|b'")
-    command("sacct", "printf '5_1|PREEMPTED|a|n1|x\\n5_1|CANCELLED by 0|a|n2|x\\n5_0|FAILED|a|n1|x\\n'")
+    command("sacct", "printf '5_1|PREEMPTED|a|n1|0:0|x\\n5_1|CANCELLED by 0|a|n2|0:15|x\\n5_0|FAILED|a|n1|1:0|x\\n'")
     answers = scheduler.job_answers(["5_0", "5_1", "5_2"])
     assert (answers["5_0"].state, answers["5_0"].source, answers["5_0"].name) == ("RUNNING", "squeue", "a|b")
     assert (answers["5_1"].state, answers["5_1"].node, answers["5_1"].source) == ("CANCELLED", "n2", "sacct")
@@ -206,7 +206,7 @@ def test_ids_that_nobody_wrote_down_are_found_by_name(command: Command, tmp_path
         ("TIMEOUT", None, "SIGUSR2", "running", False, ("timeout", "attempt 1: SIGUSR2")),
         ("PREEMPTED", None, "SIGTERM", "running", False, ("preempted", "attempt 1: SIGTERM")),
         ("NODE_FAIL", None, "", "running", False, ("lost", "Slurm says NODE_FAIL on n1, the trainer nothing")),
-        ("FAILED", None, None, None, False, ("failed", "its job ended before its first attempt")),
+        ("FAILED", None, None, None, False, ("failed", "its job ended before its first attempt and printed nothing")),
         (None, None, "", "running", False, ("running", None)),
         (
             None,
