@@ -71,18 +71,30 @@ def run_states(root: Path, campaign: str | None = None) -> list[RunState]:
     """
     if campaign is not None:
         ledger = read_ledger(ledger_path(root, campaign))
-        answers = scheduler_answers(root) if ledger.slurm else None
+        answers = None
+        if ledger.slurm:
+            answers = scheduler_answers(root)
+            ledger = read_ledger(ledger_path(root, campaign))  # asking can have found the ids of its jobs
         return [run_state(RunDir(root / job.run_id), ledger, job, answers) for job in ledger.jobs]
     ledgers = read_ledgers(root)[0]
+    answers = None
+    if any(ledger.slurm for ledger in ledgers):
+        answers = scheduler_answers(root)
+        ledgers = read_ledgers(root)[0]
     jobs = jobs_by_run(ledgers)
-    answers = scheduler_answers(root) if any(ledger.slurm for ledger in ledgers) else None
     rows = [(run, *jobs.get(run.run_id, (None, None))) for run in find_runs(root)]
     return [run_state(run, ledger, job, answers) for run, ledger, job in rows]
 
 
 def state_of(run: RunDir) -> RunState:
     """One run, with the campaign that it belongs to."""
-    return run_state(run, *find_job(run.path.parents[2], run.run_id))
+    root = run.path.parents[2]
+    ledger, job = find_job(root, run.run_id)
+    if ledger is None or ledger.slurm is None:
+        return run_state(run, ledger, job)
+    answers = scheduler_answers(root)
+    ledger, job = find_job(root, run.run_id)
+    return run_state(run, ledger, job, answers)
 
 
 def run_state(
@@ -90,10 +102,8 @@ def run_state(
 ) -> RunState:
     """One run, and what of it cannot be read as its ``problem``: one bad file hides no other run.
 
-    ``answers``: the scheduler's, where several runs are looked at.
+    ``answers``: Slurm's last, for a job of Slurm.
     """
-    if ledger is not None and ledger.slurm is not None and answers is None:
-        answers = scheduler_answers(run.path.parents[2])
     now = time.time()
     seen = collect(run, ledger, job)
     found = answer(seen, now, answers)

@@ -113,6 +113,11 @@ def partition_names() -> list[str]:
     return sorted(set(_ask("sinfo", "-h", "-o", "%R").split()))
 
 
+def node_addresses(partition: str) -> list[str]:
+    """Host names and addresses of the nodes of a partition."""
+    return _ask("sinfo", "-h", "-p", partition, "-o", "%n %o").split()
+
+
 def ping() -> None:
     """Raise a LaunchError where there is no Slurm here or its controller does not answer in 5 s."""
     done = _run("scontrol", "ping", limit_s=_PING_S)

@@ -105,6 +105,8 @@ class Answers:
             return False
         if (self.cluster, self.uid) != (slurm.cluster_name, slurm.uid) or self.asked <= ledger.created:
             return False
+        if job.job_id is None:
+            return not any(said.answer.name == ledger.campaign for said in self.jobs.values())
         said = self.of(ledger, job)
         return said is None or (said.time < self.asked and not said.has_ended)
 
