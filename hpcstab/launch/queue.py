@@ -11,6 +11,7 @@ from typing import Any
 
 from hpcstab.errors import RunError
 from hpcstab.launch.answers import scheduler_answers
+from hpcstab.launch.gpu_hours import gpu_hours
 from hpcstab.rundir import RunDir, find_runs, read_json
 from hpcstab.state.answers import Answers
 from hpcstab.state.evidence import OPEN, RESULTS, State, collect, number
@@ -42,6 +43,7 @@ class RunState:
     unit: str | None
     eta_s: float | None
     attempt: int | None
+    gpu_hours: float | None
     node: str | None
     problem: str | None
 
@@ -130,6 +132,7 @@ def run_state(
         unit=unit,
         eta_s=_eta_s(status, last, attempt) if found.state == "running" else None,
         attempt=_whole(attempt.get("attempt")),
+        gpu_hours=gpu_hours(seen, found.state == "running", now),
         node=str(attempt["node"]) if "node" in attempt else None,
         problem=seen.problem,
     )
