@@ -200,7 +200,7 @@ def test_a_dry_run_for_a_cluster_whose_slurm_does_not_answer(
     assert reason in err and err.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bin"]
     plan = json.loads(command("submit", "swae3d", "--cluster", "delta", "--dry-run", "--json")[1])
-    assert (plan["usable"], reason in plan["why"], "#SBATCH --mem=60G" in plan["script"]) == (False, True, True)
+    assert (plan["usable"], reason in plan["why"], "#SBATCH --mem=58G" in plan["script"]) == (False, True, True)
     for wrong in (["--cluster", "dleta"], ["--cluster", "delta", "--seeds", "x"]):
         assert command("submit", "swae3d", *wrong, "--dry-run")[:2] == (2, "")
 
