@@ -147,7 +147,7 @@ def table_of(states: Sequence[RunState], name: Callable[[RunState], str], withou
     from rich.text import Text
 
     rows = [cells(state, name(state)) for state in states]
-    dull = {"attempt": {"", "1"}, "node": {"", socket.gethostname()}}
+    dull = {"attempt": {"", "1"}, "GPU h": {"", hours(0), hours(0.001)}, "node": {"", socket.gethostname()}}
     shown = [
         index
         for index, column in enumerate(COLUMNS)

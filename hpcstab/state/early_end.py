@@ -36,7 +36,8 @@ def why_not_started(seen: Evidence, answer: JobAnswer | None = None) -> str:
         return f"{ended}: {said[-1]}"
     if any(path.exists() for path in logs) or (answer is not None and not answer.could_not_launch):
         return f"{ended} and printed nothing"
-    return f"{node} does not see '{root}', or may not write there: put --root on a file system that the nodes share"
+    sees_not = "does not see" if answer is not None else "probably does not see"
+    return f"{node} {sees_not} '{root}', or may not write there: put --root on a file system that the nodes share"
 
 
 def _last_lines(path: Path) -> list[str]:

@@ -235,7 +235,9 @@ def test_gpu_hours_are_shown_where_there_were_gpus(command: Command, root: Path)
 def test_the_table_has_the_columns_that_tell_something(command: Command, root: Path) -> None:
     submitted(command, "--seeds", "0", "--variants", "before")
     (state,) = wait_for_end(root, next((root / ".submissions").glob("*.json")).stem)
-    assert "GPU h" not in [column.header for column in table_of([state], short_name).columns]
+    for nothing_to_tell in (None, 0.004):
+        table = table_of([replace(state, gpu_hours=nothing_to_tell)], short_name)
+        assert "GPU h" not in [column.header for column in table.columns]
     with_gpu = replace(state, gpu_hours=0.25, attempt=2)
     assert {"GPU h", "attempt"} <= {column.header for column in table_of([with_gpu], short_name).columns}
 

@@ -1,4 +1,4 @@
-"""``hpcstab logs`` on a real Slurm: while a run trains, after its end, followed, and by attempt."""
+"""``hpcstab logs`` on a real Slurm: while a run trains, after its end, followed, and by attempt; with its GPU-hours."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hpcstab.launch.queue import run_states
+from hpcstab.rundir import read_attempts
 from tests.slurm.conftest import Lab, wait_for, wait_for_end
 from tests.slurm.test_campaigns import NUM_STEPS, job_of, run_of, submit_runs, wait_for_steps
 
@@ -38,7 +39,9 @@ def test_logs_of_a_run_that_trains_is_requeued_and_followed_to_its_end(lab: Lab,
     assert lines[0].startswith(f"attempt 2 of {run.run_id} on ")
     assert lines[-1].startswith("attempt 2 ended: completed, "), "it goes on to the last word"
     assert followed.stderr == f"==> {run.log(2)}\n"
-    assert run_states(root)[0].state == "completed"
+    (ended,) = run_states(root)
+    spent_s = sum(attempt["end"] - attempt["start"] for attempt in read_attempts(run))
+    assert (ended.state, ended.attempt, ended.gpu_hours) == ("completed", 2, pytest.approx(spent_s / 3600))
     assert logs(root).stdout == followed.stdout
     assert logs(root, "--attempt", "1").stdout.startswith(first_line)
     missing = logs(root, "--attempt", "3")
