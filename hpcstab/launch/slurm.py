@@ -20,6 +20,13 @@ from hpcstab.launch.job_body import run_job
 from hpcstab.launch.ledger import Ledger, read_ledger, submission_folder, updating
 from hpcstab.launch.starter import job_variables
 
+# 143 and 140: a TERM or USR2 ended Python before it could hold signals back. Were it left at that, a job in GraceTime
+# would be FAILED and never be queued again; a job that is over cannot start a step, which ends the loop
+_STARTS_AGAIN = (
+    'srun() { while :; do command srun "$@"; status=$?; '
+    "[ $status = 143 ] || [ $status = 140 ] || return $status; done; }"
+)
+
 
 def batch_script(path: Path, ledger: Ledger) -> str:
     """What sbatch gets for this ledger, to the letter; needs no Slurm."""
@@ -28,7 +35,7 @@ def batch_script(path: Path, ledger: Ledger) -> str:
     num_jobs = len(ledger.jobs)
     return str(
         _make_sbatch_string(
-            command=f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(folder))}",
+            command=_step_command(folder),
             folder=folder,
             map_count=num_jobs if num_jobs > 1 else None,
             **parameters,
@@ -39,7 +46,7 @@ def batch_script(path: Path, ledger: Ledger) -> str:
 def submit_array(path: Path) -> None:
     """Queue the jobs of a ledger and write their ids into it."""
     ledger = read_ledger(path)
-    executor = submitit.SlurmExecutor(folder=submission_folder(path))
+    executor = _Executor(folder=submission_folder(path))
     executor.update_parameters(**_parameters(ledger))
     root = path.parents[1]
     with executor.batch():
@@ -48,6 +55,18 @@ def submit_array(path: Path) -> None:
         for entry, job in zip(ledger.jobs, jobs, strict=True):
             entry.job_id = job.job_id
         ledger.owner = None
+
+
+class _Executor(submitit.SlurmExecutor):  # type: ignore[misc]
+    """submitit's, but for what srun starts."""
+
+    @property
+    def _submitit_command_str(self) -> str:
+        return _step_command(self.folder)
+
+
+def _step_command(folder: Path) -> str:
+    return f"{shlex.quote(sys.executable)} -u -m hpcstab.launch.slurm_step {shlex.quote(str(folder))}"
 
 
 def _parameters(ledger: Ledger) -> dict[str, Any]:
@@ -77,7 +96,7 @@ def _parameters(ledger: Ledger) -> dict[str, Any]:
 def _setup(threads: int) -> list[str]:
     """Before the job: its environment; and the shell waits for the trainer, which Slurm signals as well."""
     exports = [f"export {name}={shlex.quote(value)}" for name, value in job_variables(threads).items()]
-    return ["trap : TERM", *exports]
+    return ["trap : TERM", _STARTS_AGAIN, *exports]
 
 
 def main(ledger: str) -> int:
