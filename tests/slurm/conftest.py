@@ -88,7 +88,7 @@ def uninterrupted(started_uninterrupted: Path) -> Callable[[], RunDir]:
         return runs[0] if ended else None
 
     def wait() -> RunDir:
-        wait_for(completed, "the end of the uninterrupted run", 180)
+        wait_for(completed, "the end of the uninterrupted run", 300)
         run = completed()
         assert run is not None
         return run

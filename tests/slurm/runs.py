@@ -30,7 +30,7 @@ _OF_THE_MOMENT = ("attempt", "time_s", "step_time_s", "peak_mem_gib", "seconds")
 
 
 def planned_runs(
-    num_runs: int = 1, num_steps: int = NUM_STEPS, checkpoint_every: int = SELDOM, evaluate_every: int = 500
+    num_runs: int = 1, num_steps: int = NUM_STEPS, checkpoint_every: int = SELDOM, evaluate_every: int = 300
 ) -> list[PlannedRun]:
     """One seed each from 0; how often they are saved and evaluated takes time and changes no number."""
     settings = [f"trainer.max_steps={num_steps}", "data.num_samples=2500", "trainer.probe_every={steps: 500}"]
@@ -84,7 +84,7 @@ class OneRun:
         return max(0, len(self.run.metrics_csv.read_text().splitlines()) - 1) if self.run.metrics_csv.exists() else 0
 
     def wait_for_steps(self, num_steps: int) -> None:
-        wait_for(lambda: self.num_steps() >= num_steps, f"{num_steps} steps of {self.run.run_id}", 90)
+        wait_for(lambda: self.num_steps() >= num_steps, f"{num_steps} steps of {self.run.run_id}", 180)
 
     def wait_for_state(self, state: str, patience_s: float = 90) -> RunState:
         def reached() -> bool:
@@ -103,11 +103,11 @@ class OneRun:
             assert now.is_open, now
             return now.state == "queued" and (now.detail or "").startswith("restarts at ")
 
-        wait_for(is_held, f"the hold of {self.run.run_id}", 90)
+        wait_for(is_held, f"the hold of {self.run.run_id}", 120)
         detail = self.state.detail or ""
         assert re.fullmatch(rf"restarts at \d\d:\d\d, attempt \d+: {reason}", detail), detail
 
-    def wait_for_end(self, patience_s: float = 120) -> str:
+    def wait_for_end(self, patience_s: float = 300) -> str:
         wait_for(lambda: not self.state.is_open, f"end of {self.run.run_id}", patience_s)
         return self.state.state
 
