@@ -26,6 +26,12 @@ from hpcstab.launch.machine import Process
 from hpcstab.launch.starter import job_variables
 
 _NUM_TIMEOUTS = 3  # submitit's default; the job body counts none
+# 143 and 140: a TERM or USR2 ended Python before it could hold signals back. Were it left at that, a job in GraceTime
+# would be FAILED and never be queued again; a job that is over cannot start a step, which ends the loop
+_STARTS_AGAIN = (
+    'srun() { while :; do command srun "$@"; status=$?; '
+    "[ $status = 143 ] || [ $status = 140 ] || return $status; done; }"
+)
 
 
 def batch_script(path: Path, ledger: Ledger) -> str:
@@ -34,7 +40,7 @@ def batch_script(path: Path, ledger: Ledger) -> str:
     num_jobs = len(ledger.jobs)
     return str(
         _make_sbatch_string(
-            command=f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(folder))}",
+            command=_step_command(folder),
             folder=folder,
             map_count=num_jobs if num_jobs > 1 else None,
             **_parameters(path, ledger),
@@ -49,7 +55,7 @@ def submit_array(path: Path) -> None:
     parameters = _parameters(path, ledger)
     for job in ledger.jobs:
         _work_of(path, job, parameters["time"]).dump(_work_file(path, str(job.index)))
-    executor = submitit.SlurmExecutor(folder=submission_folder(path), max_num_timeout=_NUM_TIMEOUTS)
+    executor = _Executor(folder=submission_folder(path), max_num_timeout=_NUM_TIMEOUTS)
     executor.update_parameters(**parameters)
     with executor.batch():
         jobs = [executor.submit(run_job, *_work_of(path, job, parameters["time"]).args) for job in ledger.jobs]
@@ -57,6 +63,18 @@ def submit_array(path: Path) -> None:
         for entry, job in zip(ledger.jobs, jobs, strict=True):
             entry.job_id = job.job_id
         ledger.owner = None
+
+
+class _Executor(submitit.SlurmExecutor):  # type: ignore[misc]
+    """submitit's, but for what srun starts."""
+
+    @property
+    def _submitit_command_str(self) -> str:
+        return _step_command(self.folder)
+
+
+def _step_command(folder: Path) -> str:
+    return f"{shlex.quote(sys.executable)} -u -m hpcstab.launch.slurm_step {shlex.quote(str(folder))}"
 
 
 def _work_of(path: Path, job: Job, time_limit_min: int) -> DelayedSubmission:
@@ -105,6 +123,7 @@ def _setup(path: Path, threads: int) -> list[str]:
     folder = shlex.quote(str(submission_folder(path)))
     return [
         "trap : TERM",
+        _STARTS_AGAIN,
         *exports,
         "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}",
         f"work={folder}/work_${{SLURM_ARRAY_TASK_ID:-0}}.pkl",

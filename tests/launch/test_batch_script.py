@@ -32,6 +32,7 @@ EXPECTED = """#!/bin/bash
 
 # setup
 trap : TERM
+srun() {{ while :; do command srun "$@"; status=$?; [ $status = 143 ] || [ $status = 140 ] || return $status; done; }}
 export OMP_NUM_THREADS=1
 job=${{SLURM_ARRAY_JOB_ID:+${{SLURM_ARRAY_JOB_ID}}_}}${{SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}}
 work='{folder}'/work_${{SLURM_ARRAY_TASK_ID:-0}}.pkl
@@ -39,7 +40,7 @@ test -e '{folder}'/"$job"_submitted.pkl || cp "$work" '{folder}'/"$job"_submitte
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output '{folder}/%A_%a_%t_log.out' --cpus-per-task=1 {python} -u -m submitit.core._submit '{folder}'
+srun --unbuffered --output '{folder}/%A_%a_%t_log.out' --cpus-per-task=1 {python} -u -m hpcstab.launch.slurm_step '{folder}'
 """
 
 
