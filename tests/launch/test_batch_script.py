@@ -40,7 +40,8 @@ test -e '{folder}'/"$job"_submitted.pkl || cp "$work" '{folder}'/"$job"_submitte
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output '{folder}/%A_%a_%t_log.out' --cpus-per-task=1 {python} -u -m hpcstab.launch.slurm_step '{folder}'
+srun --unbuffered --output '{folder}/%A_%a_%t_log.out' --cpus-per-task=1 \
+{python} -u -m hpcstab.launch.slurm_step '{folder}'
 """
 
 
