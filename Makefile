@@ -66,7 +66,8 @@ bench: $(READY)  ## timings of start-up, status and a hardened step, as printed 
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.benchmarks.step_cost
 
 reports: $(READY)  ## rebuild the reference report under reports/ (tens of minutes)
-	$(HPCSTAB) submit swae3d --scale small --wait --report reports/swae3d-small
+	$(HPCSTAB) submit swae3d --scale small --seeds 3-5 --wait
+	$(HPCSTAB) report swae3d --out reports/swae3d-small
 
 clean:  ## remove the virtual environment and caches, never runs
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
