@@ -104,7 +104,7 @@ def test_a_spike_is_refused_in_its_own_step_and_leaves_nothing(tmp_path: Path, l
 def test_refused_steps_in_a_row_climb_rung_by_rung(tmp_path: Path) -> None:
     """Skips, a back-off, a rollback to before the trouble, the end: each with its numbers."""
     config = guarded(
-        trainer={"max_steps": 40, "nonfinite_budget": 100},
+        trainer={"max_steps": 40, "nonfinite_budget": 1},  # which is for trainings without guards
         stability={"guards": guards(ladder={"max_backoffs": 1, "max_rollbacks": 1})},
     )
     run, trainer, state = trained(tmp_path, Faulty(config, nan_at(*range(12, 40))), config)
@@ -123,6 +123,14 @@ def test_refused_steps_in_a_row_climb_rung_by_rung(tmp_path: Path) -> None:
     assert (status["state"], status["first_nonfinite_step"]) == ("halted", 12)
     assert trainer.step == 15
     assert judge(run).learned.answer == "no"
+
+
+def test_without_guards_the_budget_ends_the_run(tmp_path: Path) -> None:
+    """The gate refuses them all the same: three in a row are divergence."""
+    config = guarded(trainer={"nonfinite_budget": 3}, stability={"guards": "none"})
+    run, trainer, state = trained(tmp_path, Faulty(config, nan_at(*range(12, 40))), config)
+    assert (state, trainer.step) == ("diverged", 15)
+    assert not events(run, "backoff", "rollback", "halted")
 
 
 def test_a_backoff_lowers_the_learning_rate_from_its_step_on(tmp_path: Path) -> None:
