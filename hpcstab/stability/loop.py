@@ -17,7 +17,7 @@ from hpcstab.stability.gate import LAG, Gate
 from hpcstab.stability.grad_scaler import check_untouched
 from hpcstab.stability.journal import Journal, figures_of
 from hpcstab.stability.loop_capsule import write_loop_capsule
-from hpcstab.stability.ranks import agreement, largest_number, rank
+from hpcstab.stability.ranks import agreement, largest_number, rank, world_size
 from hpcstab.stability.retrial import REASONS, Retrial, reason_of
 from hpcstab.stability.turns import Figures, Given, Schedule, Turn
 
@@ -258,6 +258,8 @@ class Hardened:
         facts = {
             "update": self.updates,
             "rank": rank(),
+            "world_size": world_size(),
+            "device": self.gate.latch.device.type,
             "reason": reason,
             "loss_scale": float(scale.value) if scale else None,
         }

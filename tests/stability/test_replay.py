@@ -17,7 +17,7 @@ from hpcstab.checkpoint.format import MANIFEST, STATE
 from hpcstab.cli import replay as verb
 from hpcstab.config import load_experiment, parse_overrides, resolve
 from hpcstab.errors import EXIT_NO_ANSWER, EXIT_WRONG_REQUEST, CheckpointError, ConfigError, HpcstabError
-from hpcstab.execute import Replayed, execute, replay
+from hpcstab.execute import execute, replay
 from hpcstab.identity import create_run
 from hpcstab.rundir import RunDir
 from hpcstab.stability.capsule import read_capsule, write_capsule
@@ -26,6 +26,7 @@ from hpcstab.stability.last_update import take_back
 from hpcstab.stability.loss_scale import LossScale
 from hpcstab.stability.random_state import take_random_state
 from hpcstab.stability.replay import replay as replay_step
+from hpcstab.stability.replayed import Replayed
 from tests.stability.replayable import FAULTY_STEP, Config, Task, config_with
 from tests.test_architecture import PACKAGE, imports_of
 from tests.training.toy import toy_trainer
