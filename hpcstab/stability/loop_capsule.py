@@ -1,9 +1,9 @@
 """The capsule of a loop that is not ours: replayed with the model and the loss function that only its user has.
 
 state: ``network`` (state dict of the model; of several, of an nn.ModuleList of them), ``buffers`` (all, those too that
-no state dict holds), ``optimizer`` (state dict; of several, a dict of them by index), ``batch`` (plain containers; where
-gradients accumulate, a list of ``num_batches``), ``random``. facts: ``origin`` is ``harden``; there is no model, config
-or seed. :func:`hpcstab.stability.loop_replay.replay` runs it again.
+no state dict holds), ``optimizer`` (state dict; of several, a dict of them by index), ``batch`` (plain containers;
+where gradients accumulate, a list of ``num_batches``), ``random``. facts: ``origin`` is ``harden``; there is no model,
+config or seed. :func:`hpcstab.stability.loop_replay.replay` runs it again.
 """
 
 from __future__ import annotations
