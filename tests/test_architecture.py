@@ -17,7 +17,19 @@ from tests.conftest import REPOSITORY
 PACKAGE = REPOSITORY / "hpcstab"
 
 # Torch-free rooms, in order: each may import those left of it.
-LINE = ["errors", "seeds", "config", "metrics", "rundir", "campaign", "identity", "judgement", "state", "task"]
+LINE = [
+    "errors",
+    "seeds",
+    "config",
+    "metrics",
+    "rundir",
+    "campaign",
+    "identity",
+    "interventions",
+    "judgement",
+    "state",
+    "task",
+]
 MAY_IMPORT: dict[str, set[str]] = {
     **{room: set(LINE[:index]) for index, room in enumerate(LINE)},
     "data": {"errors", "config", "seeds", "task"},
