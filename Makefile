@@ -58,15 +58,17 @@ slurm-up:  ## the lab: a real Slurm on this machine (root, apt); OPTIONS='--no-a
 slurm-down:  ## stop the lab; leaves nothing behind
 	$(PYTHON) jobs/lab/lab.py down
 
-test-slurm: $(READY)  ## tests on the lab (at most 15 minutes); they start labs of their own
-	OMP_NUM_THREADS=1 HPCSTAB_REQUIRE_LAB=1 $(VENV)/bin/python -m pytest -m slurm
+test-slurm: $(READY)  ## tests on real Slurms, four side by side (at most 15 minutes; root, apt)
+	$(PYTHON) jobs/lab/lab.py install
+	OMP_NUM_THREADS=1 HPCSTAB_REQUIRE_LAB=1 $(VENV)/bin/python -m pytest -n 4 --dist loadgroup -m slurm
 
 bench: $(READY)  ## timings of start-up, status and a hardened step, as printed figures
 	$(VENV)/bin/python -m tests.benchmarks.startup
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.benchmarks.step_cost
 
 reports: $(READY)  ## rebuild the reference report under reports/ (tens of minutes)
-	$(HPCSTAB) submit swae3d --scale small --wait --report reports/swae3d-small
+	$(HPCSTAB) submit swae3d --scale small --seeds 3-5 --wait
+	$(HPCSTAB) report swae3d --out reports/swae3d-small
 
 clean:  ## remove the virtual environment and caches, never runs
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -1,6 +1,7 @@
 """hpcstab: which change stops a training from going NaN, and how sure are we?
 
-``hpcstab.harden`` is the gate for a loop of your own; it is loaded when it is asked for, since it brings torch.
+``hpcstab.harden`` is the gate for a loop of your own, ``hpcstab.replay`` explains a step that it refused; they are
+loaded when they are asked for, since they bring torch.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hpcstab.stability.hardening import harden as harden
+    from hpcstab.stability.loop_replay import replay as replay
 
 __version__ = "0.1.0"
 
@@ -18,4 +20,8 @@ def __getattr__(name: str) -> Any:
         from hpcstab.stability.hardening import harden
 
         return harden
+    if name == "replay":
+        from hpcstab.stability.loop_replay import replay
+
+        return replay
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,7 @@ import contextlib
 import importlib
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -27,7 +27,7 @@ from hpcstab.rundir import RunDir, read_json, remove_asides, write_json
 from hpcstab.task import Task, TaskFactory
 
 if TYPE_CHECKING:
-    from hpcstab.stability.replay import Replay
+    from hpcstab.stability.replayed import Replayed
 
 
 @dataclass(frozen=True)
@@ -37,20 +37,6 @@ class Execution:
     state: str
     steps_gained: int
     reason: str
-
-
-@dataclass(frozen=True)
-class Replayed:
-    """A replay, with the facts of its capsule and the device that it ran on."""
-
-    facts: Mapping[str, Any]
-    device: str
-    replay: Replay
-
-    def as_json(self) -> dict[str, Any]:
-        """For programs."""
-        known = ("run_id", "step", "epoch", "update", "rank", "reason", "model", "ids")
-        return {**{name: self.facts[name] for name in known}, "device": self.device, **self.replay.as_json()}
 
 
 def execute(run: RunDir, attempt: int, stop_requested: Callable[[], str | None] = lambda: None) -> Execution:
@@ -107,6 +93,7 @@ def replay(folder: Path, device: str | None = None, model: str | None = None) ->
     import torch
 
     from hpcstab.stability.capsule import read_capsule
+    from hpcstab.stability.replayed import Replayed
     from hpcstab.training.replaying import replay_capsule
 
     if device not in (None, "cpu", "cuda"):
@@ -116,8 +103,8 @@ def replay(folder: Path, device: str | None = None, model: str | None = None) ->
     capsule = read_capsule(folder)
     if "config" not in capsule.facts:
         raise CheckpointError(
-            f"{folder}: is not of a training by hpcstab, so it names no task; replay it from your own code with"
-            " hpcstab.stability.replay"
+            f"{folder}: names no task, only your own code has its model and its loss(model, batch): there,"
+            f' print(hpcstab.replay("{folder}", model, loss, optimizer)) says what this command would'
         )
     reference, origin = model or capsule.facts["model"], str(folder / "manifest.json")
     try:

@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any, Literal
 
 from hpcstab.config import read_yaml_mapping
+from hpcstab.interventions import BESIDE, count_interventions, declared_fault_steps
 from hpcstab.metrics import read_evals, read_events, read_history, read_rows
 from hpcstab.rundir import RunDir, read_json
 
@@ -55,62 +56,15 @@ def judge(run: RunDir) -> Judgement:
     history = list(read_history(run.metrics_csv).values())
     events = read_events(run.events_jsonl)
     config = read_yaml_mapping(run.config_yaml) if run.config_yaml.is_file() else {}
-    counts = count_interventions(history, events, _declared_fault_steps(config))
+    counts = count_interventions(history, events, declared_fault_steps(config))
     return Judgement(
         _finite(history, events), _learned(run, history, events, config), _unmasked(history, counts), counts
     )
 
 
-def count_interventions(
-    history: list[dict[str, str]], events: list[dict[str, Any]], declared: frozenset[int] = frozenset()
-) -> dict[str, int]:
-    """How often masks, limits, gate, guards and ladder acted.
-
-    A step counts once, however often it came: rows that came again are not in ``history``, and attempts that were
-    killed repeat their events. Refusals that were rolled back have an event alone, so they are counted from there.
-
-    Args:
-        declared: steps whose batch carries a fault on purpose; to refuse these is what was asked for.
-    """
-
-    def steps(*kinds: str) -> set[int]:
-        return {int(event["step"]) for event in events if event["kind"] in kinds}
-
-    spikes = {
-        int(event["step"])
-        for event in events
-        if event["kind"] == "step_refused" and event["data"].get("reason") == "spike"
-    }
-    refused = (steps("step_refused") - spikes) | {
-        int(row["step"])
-        for row in history
-        if row["outcome"] == "skipped" and "0" in (row["loss_finite"], row["grad_finite"])
-    }
-    return {
-        "masked": sum(int(row["num_masked"]) for row in history),
-        "refused_nonfinite": len(refused - declared),
-        "refused_declared": len(refused & declared),
-        "not_reproduced": len(steps("not_reproduced") - declared),
-        "spikes": len(spikes),
-        "rescaled": len(_distinct(events, "rescaled", "loss_scale")),
-        "backoffs": len(_distinct(events, "backoff", "number")),
-        "rollbacks": len(_distinct(events, "rollback", "number")),
-        "limited": sum(int(row["num_limited"]) for row in history),
-        "clipped": sum(row["outcome"] == "applied" and float(row["clip_scale"]) < 1.0 for row in history),
-    }
-
-
-def _distinct(events: list[dict[str, Any]], kind: str, key: str) -> set[tuple[int, Any]]:
-    return {(int(event["step"]), event["data"].get(key)) for event in events if event["kind"] == kind}
-
-
-def _declared_fault_steps(config: Mapping[str, Any]) -> frozenset[int]:
-    faults = config.get("data", {}).get("faults") or ()
-    return frozenset(int(fault["step"]) for fault in faults)
-
-
 def _finite(history: list[dict[str, str]], events: list[dict[str, Any]]) -> Answer:
     sick = [event for event in events if event["kind"] in ("diverged", "state_nonfinite")]
+    sick += [event for event in events if _is_sick_buffer(event)][:1]
     if not history and not sick:
         return Answer("unknown", ("no step was recorded",))
     poisoned = [
@@ -123,8 +77,24 @@ def _finite(history: list[dict[str, str]], events: list[dict[str, Any]]) -> Answ
             f"step {first['step']} applied an update with loss {_short(first['loss'])},"
             f" gradient norm {_short(first['grad_norm'])}"
         )
-    evidence += [f"step {event['step']}: {event['data'].get('reason', event['kind'])}" for event in sick[:1]]
+    evidence += [f"step {event['step']}: {_sickness(event)}" for event in (*sick[:1], *sick[1:][-1:])]
     return Answer("no" if poisoned or sick else "yes", tuple(evidence))
+
+
+def _is_sick_buffer(event: Mapping[str, Any]) -> bool:
+    """Buffers belong to the state: NaN or infinite ones were in it, also where they were repaired at once."""
+    if event["kind"] in ("batchnorm_sick", "batchnorm_repaired"):
+        return bool(event["data"]["num_nan"] or event["data"]["num_inf"])
+    return bool(event["kind"] == "buffers_nonfinite")
+
+
+def _sickness(event: Mapping[str, Any]) -> str:
+    data = event["data"]
+    if "layer" in data:
+        return f"running statistics of {data['layer']} held {data['num_nan']} NaN and {data['num_inf']} infinities"
+    if event["kind"] == "buffers_nonfinite":
+        return f"{len(data['names'])} buffers were non-finite, first {data['names'][0]}"
+    return str(data.get("reason", event["kind"]))
 
 
 def _learned(
@@ -214,6 +184,8 @@ def _unmasked(history: list[dict[str, str]], counts: Mapping[str, int]) -> Answe
         evidence.append(f"{counts['not_reproduced']} non-finite steps were refused and fine when they ran again")
     if counts["refused_declared"]:
         evidence.append(f"{counts['refused_declared']} steps refused on a declared fault, which is as it should be")
+    if any(counts[what] for what in BESIDE):
+        evidence.append(", ".join(f"{counts[what]} {words}" for what, words in BESIDE.items() if counts[what]))
     voids = counts["masked"] or counts["refused_nonfinite"] or counts["not_reproduced"]
     return Answer("no" if voids else "yes", tuple(evidence))
 

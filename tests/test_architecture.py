@@ -17,7 +17,19 @@ from tests.conftest import REPOSITORY
 PACKAGE = REPOSITORY / "hpcstab"
 
 # Torch-free rooms, in order: each may import those left of it.
-LINE = ["errors", "seeds", "config", "metrics", "rundir", "campaign", "identity", "judgement", "task"]
+LINE = [
+    "errors",
+    "seeds",
+    "config",
+    "metrics",
+    "rundir",
+    "campaign",
+    "identity",
+    "interventions",
+    "judgement",
+    "state",
+    "task",
+]
 MAY_IMPORT: dict[str, set[str]] = {
     **{room: set(LINE[:index]) for index, room in enumerate(LINE)},
     "data": {"errors", "config", "seeds", "task"},
@@ -26,8 +38,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"errors", "config", "seeds", "task", "data", "stability"},
     "training": {"errors", "seeds", "config", "metrics", "rundir", "judgement", "task", "stability", "checkpoint"},
     "execute": {*LINE, "data", "checkpoint", "stability", "models", "training"},
-    "launch": {"errors", "seeds", "config", "campaign", "identity", "rundir", "metrics", "judgement", "execute"},
-    "report": {"errors", "config", "campaign", "identity", "metrics", "rundir", "judgement"},
+    "launch": {
+        "errors",
+        "seeds",
+        "config",
+        "campaign",
+        "identity",
+        "rundir",
+        "metrics",
+        "judgement",
+        "state",
+        "execute",
+    },
+    "report": {"errors", "config", "campaign", "identity", "metrics", "rundir", "judgement", "state"},
     "cli": {*LINE, "data", "execute", "launch", "report"},
 }
 HEAVY = {"torch", "pandas", "matplotlib", "scipy", "submitit", "PIL", "jinja2"}

@@ -196,3 +196,64 @@ def test_with_an_average_it_is_said_which_network_was_judged(run: RunDir) -> Non
     evidence = judge(run).learned.evidence
     assert "judged are the raw weights; their moving average has psnr 17.50" in evidence
     assert any(line.startswith("loss did not fall: 3 in the first") for line in evidence)
+
+
+def repaired(layer: str, **found: object) -> dict[str, object]:
+    counts = {"num_nan": 0, "num_inf": 0, "num_negative": 0, "num_masked": 0, "repair": "restore", "when": "step"}
+    return {"layer": layer, **counts, **found}
+
+
+def test_a_reset_of_running_statistics_is_a_mask_and_a_restored_one_is_not(run: RunDir) -> None:
+    """A negative variance is finite; each layer counts once a check, however often its step came."""
+    write_steps(run, [3.0, 2.0, 1.0], masked=1)
+    restored = ("batchnorm_repaired", 1, repaired("norm", num_negative=2))
+    write_events(run, restored, restored)
+    assert judge(run).counts["repaired"] == 1
+    assert judge(run).counts["masked"] == 3  # the rows' own
+    reset = repaired("norm", num_negative=1, num_masked=1, repair="reset")
+    write_events(run, ("batchnorm_repaired", 2, {**reset, "when": "load"}), ("batchnorm_repaired", 2, reset))
+    assert judge(run).counts["masked"] == 5
+    assert answers(run)[0] == "yes"
+
+
+def test_a_reset_alone_voids_unmasked(run: RunDir) -> None:
+    write_steps(run, [3.0, 2.0])
+    write_events(run, ("batchnorm_repaired", 1, repaired("norm", num_negative=1)))
+    assert answers(run)[2] == "yes"
+    assert "1 running statistics restored or estimated anew" in judge(run).unmasked.evidence
+    write_events(run, ("batchnorm_repaired", 1, repaired("norm", num_negative=1, num_masked=1, repair="reset")))
+    assert answers(run)[2] == "no"
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "line"),
+    [
+        ("buffers_nonfinite", {"names": ["norm.running_var"]}, "1 buffers were non-finite, first norm.running_var"),
+        ("batchnorm_sick", repaired("norm", num_nan=3), "running statistics of norm held 3 NaN and 0 infinities"),
+        ("batchnorm_repaired", repaired("norm", num_inf=1), "running statistics of norm held 0 NaN and 1 infinities"),
+    ],
+)
+def test_non_finite_buffers_were_in_the_state(run: RunDir, kind: str, data: dict[str, object], line: str) -> None:
+    write_steps(run, [3.0, 2.0])
+    write_events(run, (kind, 1, data))
+    assert answers(run)[0] == "no"
+    assert f"step 1: {line}" in judge(run).finite.evidence
+
+
+def test_what_went_wrong_beside_the_steps_is_shown_and_voids_nothing(run: RunDir) -> None:
+    """Failed batches beyond those that have an event count too."""
+    write_steps(run, [3.0, 2.0])
+    batch = {"weights": "raw", "num_failed": 30}
+    write_events(
+        run,
+        *[("eval_batch_failed", 0, batch)] * 20,
+        ("eval_batch_failed", 1, {**batch, "num_failed": 1}),
+        ("eval_empty", 0, {"weights": "raw"}),
+        ("term_nonfinite", 1, {"term": "mse"}),
+        ("term_ramped_again", 1, {"term": "mse"}),
+    )
+    line = (
+        "31 evaluation batches failed, 1 evaluations without a valid batch, 1 loss terms were not finite at some step"
+    )
+    assert f"{line}, 1 ramps of a loss term that went bad" in judge(run).unmasked.evidence
+    assert (answers(run)[0], answers(run)[2]) == ("yes", "yes")

@@ -3,11 +3,13 @@
     step_00000100/state.pt         torch, tensors and plain values only: loading it never runs code
     step_00000100/manifest.json    what it is, its size and SHA-256, and a checksum of the manifest itself
 
-The folder is written aside, brought to disk and renamed, so that a reader sees all of it or nothing.
+The folder is written aside, brought to disk and renamed, so that a reader sees all of it or nothing. One of the same
+name is renamed aside before and removed after, so that a writer that is killed in between costs none of both.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -26,6 +28,7 @@ FORMAT_VERSION = 1
 STATE = "state.pt"
 MANIFEST = "manifest.json"
 _ASIDE_SUFFIX = ".aside"
+_OLD_SUFFIX = ".old"
 _CHUNK_BYTES = 1 << 20
 
 
@@ -36,8 +39,10 @@ def write_checkpoint(folder: Path, state: Mapping[str, Any], facts: Mapping[str,
         CheckpointError: the disk is full, or the place cannot be written.
     """
     aside = folder.with_name(f".{folder.name}{_ASIDE_SUFFIX}")
+    old = folder.with_name(f".{folder.name}{_OLD_SUFFIX}")
     try:
         shutil.rmtree(aside, ignore_errors=True)
+        _settle(old, folder)
         aside.mkdir(parents=True)
         with (aside / STATE).open("wb") as file:
             written = _Digesting(file)
@@ -46,11 +51,14 @@ def write_checkpoint(folder: Path, state: Mapping[str, Any], facts: Mapping[str,
         for path in (aside / STATE, aside / MANIFEST, aside):
             _to_disk(path)
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.rename(old)
         aside.rename(folder)
         _to_disk(folder.parent)
+        _settle(old, folder)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            _settle(old, folder)
         raise CheckpointError(
             f"{folder}: cannot be written: {error.strerror}; free space or choose another --root"
         ) from None
@@ -96,9 +104,26 @@ def read_checkpoint(folder: Path, device: torch.device | str = "cpu") -> tuple[d
 
 
 def remove_asides(folder: Path) -> None:
-    """Remove what a killed writer left aside."""
+    """Remove what a killed writer left aside; a checkpoint that it was about to replace is there again.
+
+    Raises:
+        CheckpointError: that one cannot be brought back.
+    """
     for path in folder.glob(f".*{_ASIDE_SUFFIX}"):
         shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(f".*{_OLD_SUFFIX}"):
+        try:
+            _settle(path, path.with_name(path.name.removeprefix(".").removesuffix(_OLD_SUFFIX)))
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be renamed back: {error.strerror}") from None
+
+
+def _settle(old: Path, folder: Path) -> None:
+    """``old`` was replaced by ``folder``, or is what ``folder`` has to be again."""
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    elif old.exists():
+        old.rename(folder)
 
 
 class _Digesting(io.RawIOBase):

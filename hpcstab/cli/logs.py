@@ -29,7 +29,9 @@ def logs(
     try:
         path = wait_for_log(run, attempt) if following else log_file(run, attempt)
         if path is None:
-            raise RunError(f"{run.run_id}: printed nothing so far, it is {state_of(run).state}")
+            state = state_of(run)
+            why = f": {state.detail}" if state.detail else ""
+            raise RunError(f"{run.run_id}: printed nothing{' so far' * state.is_open}, it is {state.state}{why}")
         print(f"==> {path}", file=sys.stderr)
         text, end = tail(path, num_lines)
         sys.stdout.write(text)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from hpcstab.launch.queue import RunState
 
-COLUMNS = ("run", "state", "step", "loss", "grad norm", "metric", "to go", "attempt", "node", "seen", "detail")
+COLUMNS = ("run", "state", "step", "loss", "grad norm", "metric", "to go", "attempt", "GPU h", "node", "seen", "detail")
 _POLL_S = 0.5
 _LINE_EVERY_S = 10.0
 
@@ -36,7 +36,10 @@ def status(
     root: Root = DEFAULT_ROOT,
     as_json: AsJson = False,
 ) -> None:
-    """What every run is doing: its state, who says so and how long ago, and its last figures."""
+    """What every run is doing: its state, who says so and how long ago, and its last figures.
+
+    GPU h: GPU-hours, over all attempts of a run the GPUs it was given times the hours it had them, used or not.
+    """
     if watch is not None and as_json:
         raise ConfigError("--watch and --json exclude each other")
     if watch is not None:
@@ -76,6 +79,7 @@ def cells(state: RunState, name: str) -> tuple[str, ...]:
         _metric(state),
         "" if state.eta_s is None else duration(state.eta_s),
         "" if state.attempt is None else str(state.attempt),
+        "" if state.gpu_hours is None else hours(state.gpu_hours),
         state.node or "",
         f"{duration(state.age_s)} ago, {state.source}",
         state.detail or "",
@@ -108,14 +112,23 @@ def _shortest_name(states: Sequence[RunState]) -> Callable[[RunState], str]:
 
 
 def summary(states: Sequence[RunState]) -> str:
-    """``9 runs: 2 running, 4 queued, 3 completed``."""
+    """``9 runs: 2 running, 4 queued, 3 completed; 12.5 GPU-hours``."""
     counts = Counter(state.state for state in states)
-    return f"{num_runs(len(states))}: " + ", ".join(f"{count} {name}" for name, count in counts.items())
+    text = f"{num_runs(len(states))}: " + ", ".join(f"{count} {name}" for name, count in counts.items())
+    used = [state.gpu_hours for state in states if state.gpu_hours is not None]
+    return f"{text}; {hours(sum(used))} GPU-hours" if used else text
 
 
 def num_runs(count: int) -> str:
     """``1 run``, ``9 runs``."""
     return f"{count} run" if count == 1 else f"{count} runs"
+
+
+def hours(count: float) -> str:
+    """``<0.01``, ``0.25``, ``12.5`` or ``340``."""
+    if count < 0.01:
+        return "<0.01" if count > 0 else "0"
+    return f"{count:.2f}" if count < 10 else f"{count:.1f}" if count < 100 else f"{count:.0f}"
 
 
 def duration(seconds: float) -> str:
@@ -134,7 +147,7 @@ def table_of(states: Sequence[RunState], name: Callable[[RunState], str], withou
     from rich.text import Text
 
     rows = [cells(state, name(state)) for state in states]
-    dull = {"attempt": {"", "1"}, "node": {"", socket.gethostname()}}
+    dull = {"attempt": {"", "1"}, "GPU h": {"", hours(0), hours(0.001)}, "node": {"", socket.gethostname()}}
     shown = [
         index
         for index, column in enumerate(COLUMNS)

@@ -11,7 +11,7 @@ import typer
 
 from hpcstab.cli.options import DEFAULT_ROOT, AsJson, Configs, Root, Scale, Settings
 from hpcstab.cli.terminal import print_json, print_table
-from hpcstab.errors import EXIT_BAD_NEWS, ConfigError
+from hpcstab.errors import EXIT_BAD_NEWS, EXIT_NO_ANSWER, ConfigError, LaunchError
 
 if TYPE_CHECKING:
     from hpcstab.campaign import PlannedRun
@@ -61,25 +61,52 @@ def submit(
     """Train variants x seeds of a model as jobs, wait for them, and report which change made it stable.
 
     The jobs survive this terminal. Ctrl-C while waiting cancels them; with --detach nothing waits.
-    Exit 1 if a run failed, was lost or was stopped; a diverged run is a result (exit 0).
+    Exit 1 if a run failed, was lost or was stopped; a diverged run is a result (exit 0). Exit 3 if none was started.
+    --dry-run needs no Slurm: it says where there is none that answers.
     """
     from hpcstab.launch.clusters import choose_cluster, refuse_unusable
     from hpcstab.launch.submit import submit as submit_runs
 
     cluster = choose_cluster(cluster_name, configs)
-    refuse_unusable(cluster)
-    name, planned = _plan(model, campaign, variants, seeds, scale, settings, cluster, configs)
+    why_not_here = None
     if dry_run:
-        _show_plan(name, planned, cluster, root, as_json)
+        why_not_here = _why_not_here(cluster)
+    else:
+        refuse_unusable(cluster)
+    name, planned = _plan(model, campaign, variants, seeds, scale, settings, cluster, configs)
+    if why_not_here is None:
+        _warn_of_hidden_folders(cluster, root)
+    if dry_run:
+        _show_plan(name, planned, cluster, root, why_not_here, as_json)
         return
     ledger = submit_runs(planned, name, cluster, root, configs, tuple(sys.argv[1:]))
     if not (cluster.executor == "local" if wait is None else wait):
         _print_submitted(ledger, root, as_json)
         return
     states = _wait_or_cancel(ledger, root, as_json)
+    if all(state.attempt is None and state.state in ("failed", "lost") for state in states):
+        raise LaunchError(f"no run was started: {states[0].detail}", exit_code=EXIT_NO_ANSWER)
     _report(ledger, states, root, as_json)
     if any(not state.is_result for state in states):
         raise typer.Exit(EXIT_BAD_NEWS)
+
+
+def _why_not_here(cluster: Cluster) -> str | None:
+    """Why a plan for the cluster can be shown, and not submitted; a wrong request is none on any machine."""
+    from hpcstab.launch.clusters import refusal
+
+    error = refusal(cluster)
+    if error is not None and error.exit_code != EXIT_NO_ANSWER:
+        raise error
+    return str(error) if error else None
+
+
+def _warn_of_hidden_folders(cluster: Cluster, root: Path) -> None:
+    from hpcstab.launch.visibility import refuse_hidden_folders
+
+    warning = refuse_hidden_folders(cluster, root)
+    if warning:
+        print(f"hpcstab: {warning}", file=sys.stderr)
 
 
 def _plan(
@@ -115,7 +142,9 @@ def _plan(
     return campaign, runs
 
 
-def _show_plan(name: str, planned: list[PlannedRun], cluster: Cluster, root: Path, as_json: bool) -> None:
+def _show_plan(
+    name: str, planned: list[PlannedRun], cluster: Cluster, root: Path, why_not_here: str | None, as_json: bool
+) -> None:
     from hpcstab.cli.status import num_runs
     from hpcstab.launch.clusters import gpus_per_run, parallel_runs
     from hpcstab.launch.submit import shown_command, shown_script
@@ -131,11 +160,15 @@ def _show_plan(name: str, planned: list[PlannedRun], cluster: Cluster, root: Pat
         "threads_per_run": cluster.threads_per_run,
         "gpus_per_run": gpus_per_run(cluster),
         "time_limit_min": cluster.time_limit_min,
+        "usable": why_not_here is None,
+        "why": why_not_here,
     }
     if cluster.executor == "slurm":
         facts["script"] = shown = shown_script(root, name, cluster, len(planned))
     else:
         facts["command"] = shown = shown_command(root, name, cluster)
+    if why_not_here is not None:
+        print(f"hpcstab: this machine cannot submit to '{cluster.name}': {why_not_here}", file=sys.stderr)
     if as_json:
         print_json({**facts, "runs": [dict(zip(columns, run, strict=True)) for run in runs]})
         return

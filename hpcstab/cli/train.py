@@ -36,7 +36,7 @@ def train(
     """
     from hpcstab.launch.attempt import run_attempt
     from hpcstab.launch.clusters import choose_cluster
-    from hpcstab.launch.machine import thread_variables
+    from hpcstab.launch.machine import gpu_devices, thread_variables
     from hpcstab.launch.signals import StopSignals
 
     cluster = choose_cluster(None, configs)
@@ -52,7 +52,7 @@ def train(
         run = _new_run(target or "", seed, scale or cluster.default_scale, settings or [], root, configs)
     print(f"run {run.path}")
     with StopSignals() as signals:
-        execution = run_attempt(run, stop_requested=signals.requested)
+        execution = run_attempt(run, {"devices": (gpu_devices() or [])[:1]}, signals.requested)  # it trains on one
     print(f"{execution.state}: {execution.reason}")
     if execution.state in ("failed", "stopped"):
         raise typer.Exit(EXIT_BAD_NEWS)

@@ -111,9 +111,10 @@ class TrainerConfig(Section):
 
     ``max_steps``, where set, is the length and replaces ``epochs``. ``duration_factor`` of a scale
     shrinks all durations inside the training alike. ``nonfinite_budget``: so many steps in a row with
-    a non-finite loss end the run as diverged, in all variants alike. ``micro_batches``: a batch is cut into so many
-    parts whose gradients add up. ``ema_decay``: null keeps no moving average of the parameters. ``max_eval_samples``:
-    an evaluation looks at the first so many held-out items, null at all of them; baselines are of all.
+    a non-finite loss end the run as diverged, in all variants alike; with ``stability.guards`` their ladder decides
+    instead, and ends it as halted. ``micro_batches``: a batch is cut into so many parts whose gradients add up.
+    ``ema_decay``: null keeps no moving average of the parameters. ``max_eval_samples``: an evaluation looks at the
+    first so many held-out items, null at all of them; baselines are of all.
     """
 
     epochs: int = Field(ge=1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, model_validator
 
 from hpcstab.config.section import Section
 
@@ -123,6 +123,16 @@ def _as_word(value: GuardsConfig | None) -> object:
 
 Guards = Annotated[GuardsConfig | None, BeforeValidator(_from_word), PlainSerializer(_as_word)]
 """``none``, ``default`` or the whole section."""
+
+
+def guards_text(value: object) -> str:
+    """The guards of a config.yaml in a word and what differs from it: ``none``, ``default with headroom=None``."""
+    if isinstance(value, str):
+        return value
+    try:
+        return str(GuardsConfig.model_validate(value))
+    except ValidationError:
+        return "not readable by this version"
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -1,84 +1,31 @@
-"""The scheduler's last answers about all jobs of a root: asked at most every 10 s, by however many readers.
-
-    runs/.submissions/scheduler.json
-
-They stay for readers without a scheduler, each with the time at which it was given.
-"""
+"""Asking Slurm about all jobs of a root: one question at most every 10 s, by however many readers."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from hpcstab.errors import HpcstabError, LaunchError, RunError
+from hpcstab.errors import HpcstabError, LaunchError
 from hpcstab.launch import scheduler
-from hpcstab.launch.ledger import ANSWERS, Job, Ledger, ledger_path, locked, read_ledgers, updating
-from hpcstab.launch.scheduler import JobAnswer
-from hpcstab.rundir import SUBMISSIONS, read_json, write_json
+from hpcstab.launch.ledger import Job, Ledger, ledger_path, locked, read_ledgers, updating
+from hpcstab.state.answers import Answers as Answers
+from hpcstab.state.answers import JobAnswer, answers_path, read_answers, write_answers
+from hpcstab.state.answers import Scheduled as Scheduled
 
 MIN_AGE_S = 10.0
-ENDED = frozenset(
-    {
-        "BOOT_FAIL",
-        "CANCELLED",
-        "COMPLETED",
-        "DEADLINE",
-        "FAILED",
-        "NODE_FAIL",
-        "OUT_OF_MEMORY",
-        "PREEMPTED",
-        "REVOKED",
-        "TIMEOUT",
-    }
-)
-
-
-@dataclass(frozen=True)
-class Scheduled:
-    """What Slurm said about a job, and at which Unix time."""
-
-    answer: JobAnswer
-    time: float
-
-    @property
-    def has_ended(self) -> bool:
-        """Slurm will not start it again by itself."""
-        return self.answer.state in ENDED
-
-
-@dataclass(frozen=True)
-class Answers:
-    """The last answers by job id; ``problem``: why the newest question had none."""
-
-    asked: float
-    problem: str | None
-    jobs: dict[str, Scheduled]
-
-    def of(self, ledger: Ledger, job: Job) -> Scheduled | None:
-        """About a job of ours, and not about another one that got its id."""
-        own = self._of(job.job_id or "", ledger)
-        if own is not None and own.answer.state != "PENDING":
-            return own
-        # tasks cancelled before they were scheduled have no row each, only one of their array's bare id
-        array = self._of((job.job_id or "").partition("_")[0], ledger)
-        return array if array is not None and array.has_ended and (own is None or array.time > own.time) else own
-
-    def _of(self, job_id: str, ledger: Ledger) -> Scheduled | None:
-        found = self.jobs.get(job_id)
-        return found if found is not None and found.answer.name == ledger.campaign else None
 
 
 def scheduler_answers(root: Path, min_age_s: float | None = None) -> Answers:
     """The answers of the cache, or new ones where these are older and some job has not ended."""
     min_age_s = MIN_AGE_S if min_age_s is None else min_age_s
-    known = _read(root)
+    known = read_answers(root)
     if time.time() - known.asked < min_age_s:
         return known
-    with contextlib.suppress(HpcstabError), locked(_path(root).with_suffix(".lock")):
-        known = _read(root)  # somebody else may have asked while we waited
+    with contextlib.suppress(HpcstabError), locked(answers_path(root).with_suffix(".lock")):
+        known = read_answers(root)  # somebody else may have asked while we waited
         if time.time() - known.asked >= min_age_s:
             known = _ask(root, known)
     return known
@@ -86,32 +33,47 @@ def scheduler_answers(root: Path, min_age_s: float | None = None) -> Answers:
 
 def _ask(root: Path, known: Answers) -> Answers:
     ledgers = [ledger for ledger in read_ledgers(root)[0] if ledger.executor == "slurm"]
-    jobs = [(ledger, job) for ledger in ledgers for job in ledger.jobs]
-    open_ids = [job.job_id for ledger, job in jobs if job.job_id and not _has_ended(known.of(ledger, job))]
-    nameless = [ledger for ledger in ledgers if any(job.job_id is None for job in ledger.jobs)]
-    if not open_ids and not nameless:
+    still_open = [(ledger, job) for ledger in ledgers for job in ledger.jobs if not _has_ended(known, ledger, job)]
+    if not still_open:
         return known
     now = time.time()
+    found: dict[str, JobAnswer] = {}
+    cluster = problem = None
     try:
-        found = scheduler.job_answers(open_ids)
-        problem = None
+        found = _look_for(still_open)
+        if any(job.job_id not in found for _, job in still_open):
+            cluster = scheduler.cluster_name()  # an absence is worth something only if its cluster is known
     except LaunchError as error:
-        found, problem = {}, str(error)
-    _reconcile(root, nameless, found)
+        problem = str(error)
+    _reconcile(root, [ledger for ledger, job in still_open if job.job_id is None], found)
     ours = {ledger.campaign for ledger in ledgers}
     new = {job_id: Scheduled(answer, now) for job_id, answer in found.items() if answer.name in ours}
-    answers = replace(known, asked=time.time(), problem=problem, jobs=known.jobs | new)
-    write_json(_path(root), _as_json(answers))
+    answers = replace(
+        known, asked=now, problem=problem, jobs=known.jobs | new, cluster=cluster, uid=os.getuid() if cluster else None
+    )
+    write_answers(root, answers)
     return answers
 
 
-def _has_ended(scheduled: Scheduled | None) -> bool:
+def _has_ended(known: Answers, ledger: Ledger, job: Job) -> bool:
+    scheduled = known.of(ledger, job)
     return scheduled is not None and scheduled.has_ended
+
+
+def _look_for(jobs: list[tuple[Ledger, Job]]) -> dict[str, JobAnswer]:
+    """By id; and by name those whose submitter died between sbatch and the ledger, in the queue and in accounting."""
+    found = scheduler.job_answers(job.job_id for _, job in jobs if job.job_id)
+    shown = {answer.name for answer in found.values()}
+    nameless = {ledger.campaign: ledger for ledger, job in jobs if job.job_id is None and ledger.campaign not in shown}
+    if nameless:
+        since = min(ledger.created for ledger in nameless.values())
+        found |= scheduler.ended_jobs_named(nameless, since)
+    return found
 
 
 def _reconcile(root: Path, nameless: list[Ledger], found: dict[str, JobAnswer]) -> None:
     """Write down the ids of jobs whose submitter died between sbatch and its ledger: their name is the campaign's."""
-    for ledger in nameless:
+    for ledger in {ledger.campaign: ledger for ledger in nameless}.values():
         own = [answer.job_id for answer in found.values() if answer.name == ledger.campaign]
         if len(ledger.jobs) > 1:
             own = [job_id for job_id in own if "_" in job_id]
@@ -120,25 +82,4 @@ def _reconcile(root: Path, nameless: list[Ledger], found: dict[str, JobAnswer]) 
                 for job_id in own:
                     job = current.jobs[int(job_id.partition("_")[2] or 0)]
                     job.job_id = job.job_id or job_id
-
-
-def _path(root: Path) -> Path:
-    return root / SUBMISSIONS / ANSWERS
-
-
-def _as_json(answers: Answers) -> dict[str, Any]:
-    jobs = {job_id: {**asdict(one.answer), "time": one.time} for job_id, one in answers.jobs.items()}
-    return {"asked": answers.asked, "problem": answers.problem, "jobs": jobs}
-
-
-def _read(root: Path) -> Answers:
-    """What was written; nothing where it cannot be read: it is asked again."""
-    try:
-        values = read_json(_path(root)) or {}
-        jobs = {}
-        for job_id, entry in values.get("jobs", {}).items():
-            at = entry.pop("time")
-            jobs[job_id] = Scheduled(JobAnswer(**entry), at)
-        return Answers(float(values.get("asked", 0.0)), values.get("problem"), jobs)
-    except (RunError, TypeError, ValueError, KeyError, AttributeError):
-        return Answers(0.0, None, {})
+                current.owner = None

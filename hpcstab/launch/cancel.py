@@ -11,8 +11,8 @@ from hpcstab.launch import scheduler
 from hpcstab.launch.answers import scheduler_answers
 from hpcstab.launch.ledger import Ledger, find_job, is_campaign_id, ledger_path, mark_cancelled, read_ledger
 from hpcstab.launch.queue import run_state
-from hpcstab.launch.state import State, collect, responsible_process
 from hpcstab.rundir import RunDir, find_run
+from hpcstab.state.evidence import State, collect, responsible_process
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,10 @@ def cancel_campaign(path: Path) -> list[Cancelled]:
 
 def _cancel(root: Path, ledger: Ledger, indexes: list[int]) -> list[Cancelled]:
     runs = {index: RunDir(root / ledger.jobs[index].run_id) for index in indexes}
-    answers = scheduler_answers(root, min_age_s=0) if ledger.slurm else None
+    answers = None
+    if ledger.slurm:
+        answers = scheduler_answers(root, min_age_s=0)
+        ledger = read_ledger(ledger_path(root, ledger.campaign))  # asking can have found the ids of its jobs
     states = {index: run_state(run, ledger, ledger.jobs[index], answers) for index, run in runs.items()}
     asked = {index for index, state in states.items() if state.is_open}
     if asked:
@@ -69,16 +72,18 @@ def _cancel(root: Path, ledger: Ledger, indexes: list[int]) -> list[Cancelled]:
 def _asked(run: RunDir, ledger: Ledger, index: int, state: State) -> Cancelled:
     if ledger.slurm is None:
         return _signal(run, ledger, index)
-    job = f"job {ledger.jobs[index].job_id}"
-    queued = state == "queued"
-    return Cancelled(run.run_id, True, f"taken from the queue ({job})" if queued else f"asked to stop ({job})")
+    job_id = ledger.jobs[index].job_id
+    if job_id is None:
+        return Cancelled(run.run_id, True, "has no job so far; one that still comes ends when it starts")
+    outcome = "taken from the queue" if state == "queued" else "asked to stop"
+    return Cancelled(run.run_id, True, f"{outcome} (job {job_id})")
 
 
 def _cancel_jobs(root: Path, ledger: Ledger, asked: set[int]) -> None:
     """One scancel for all; the request stands in the ledger, so that a job that escapes it ends when it starts."""
     job_ids = [job.job_id for job in ledger.jobs if job.index in asked and job.job_id]
-    if len(asked) > len(job_ids):
-        scheduler.cancel_named(ledger.campaign)  # its submitter died before it wrote the ids down
+    if not job_ids and len(asked) == len(ledger.jobs):
+        scheduler.cancel_named(ledger.campaign)  # its submission was interrupted, and may still reach Slurm
     scheduler.cancel_jobs(job_ids)
     scheduler_answers(root, min_age_s=0)
 

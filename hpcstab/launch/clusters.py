@@ -175,11 +175,12 @@ def _why_slurm_refuses(cluster: Cluster, slurm: SlurmSettings) -> LaunchError | 
 
 def why_unusable(cluster: Cluster) -> str | None:
     """Why nothing can be submitted to the cluster from here; None where it can."""
-    error = _refusal(cluster)
+    error = refusal(cluster)
     return str(error) if error else None
 
 
-def _refusal(cluster: Cluster) -> LaunchError | None:
+def refusal(cluster: Cluster) -> LaunchError | None:
+    """The same with its exit code: a wrong request, or no Slurm that answers here."""
     if cluster.slurm is not None:
         return _why_slurm_refuses(cluster, cluster.slurm)
     reason = _why_local_refuses(cluster)
@@ -195,7 +196,7 @@ def _why_local_refuses(cluster: Cluster) -> str | None:
 
 def refuse_unusable(cluster: Cluster) -> None:
     """Raise a LaunchError where nothing can be submitted to the cluster from here."""
-    error = _refusal(cluster)
+    error = refusal(cluster)
     if error:
         raise LaunchError(f"{error}; see `hpcstab clusters`", exit_code=error.exit_code)
 

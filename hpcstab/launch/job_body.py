@@ -29,10 +29,12 @@ def run_job(run_path: str, ledger_path: str, index: int) -> str:
         How it ended: the state of the attempt, or ``cancelled`` where it was stopped before it had one.
     """
     run, path = RunDir(Path(run_path)), Path(ledger_path)
-    with StopSignals() as signals:
-        ledger = read_ledger(path)
-        if ledger.slurm is not None:
+    ledger = read_ledger(path)
+    if ledger.slurm is not None:
+        # submitit's handlers, which would requeue a run that has just ended, never get a signal
+        with StopSignals(ignored_afterwards=True) as signals:
             return _run_on_slurm(run, ledger, index, ledger.slurm.signal_lead_s, signals)
+    with StopSignals() as signals:
         try:
             with signals.interrupting():
                 ledger = _adopt(path, index)

@@ -1,97 +1,27 @@
-"""The record of a campaign: which runs it started as which jobs, and what was asked of it since.
-
-    runs/.submissions/<campaign id>.json        this record
-    runs/.submissions/<campaign id>/            submitit's pickles and raw logs, our lock, starter.log
-
-It is on disk before anything starts. Several processes change it (starter, jobs, cancel), each under
-a lock; readers need none, since it is renamed into place. Run ids are relative to the root, so that a
-root can be moved.
-"""
+"""Changing the record of a campaign; what it holds and how it is read is in :mod:`hpcstab.state.ledger`."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import re
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Literal
-
-import pydantic
-from pydantic import BaseModel, ConfigDict
 
 from hpcstab.config import NAME
-from hpcstab.errors import EXIT_NO_ANSWER, EXIT_WRONG_REQUEST, LaunchError, RunError
-from hpcstab.launch.machine import Process
-from hpcstab.rundir import SUBMISSIONS, read_json, unwritable_root, write_json
-
-ANSWERS = "scheduler.json"
-"""The one file beside the ledgers that is none: what Slurm last said."""
-_CAMPAIGN_ID = re.compile(rf"{NAME.pattern}_\d{{8}}_\d{{6}}")
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", validate_assignment=True)
-
-
-class Job(_Record):
-    """One run as a job. ``process`` is the job's own once it lives, its controller's before; none on Slurm."""
-
-    index: int
-    run_id: str
-    job_id: str | None = None
-    process: Process | None = None
-    cancelled_at: float | None = None
-
-
-class Resources(_Record):
-    """What the jobs may use; ``devices`` None: there are no GPUs, and nothing is hidden."""
-
-    parallel_runs: int
-    threads_per_run: int
-    gpus_per_run: int
-    devices: list[str] | None
-    time_limit_s: float
-
-
-class Slurm(_Record):
-    """What the jobs of a Slurm cluster were submitted with, so that what was queued can be read afterwards."""
-
-    partition: str
-    account: str | None
-    gres: str | None
-    constraint: str | None
-    cpus_per_task: int
-    mem_gib: int
-    signal_lead_s: int
-
-
-class Ledger(_Record):
-    """One campaign. ``owner`` is the process that still has jobs to start: submit, then the starter."""
-
-    schema_version: Literal[1] = 1
-    campaign: str
-    cluster: str
-    executor: str
-    created: float
-    request: list[str]
-    resources: Resources
-    slurm: Slurm | None = None
-    owner: Process | None
-    error: str | None = None
-    jobs: list[Job]
-
-
-def ledger_path(root: Path, campaign: str) -> Path:
-    """``<root>/.submissions/<campaign>.json``."""
-    return root / SUBMISSIONS / f"{campaign}.json"
-
-
-def submission_folder(path: Path) -> Path:
-    """The folder that belongs to the ledger ``path``: submitit's, with our lock and the starter's log."""
-    return path.with_suffix("")
+from hpcstab.errors import EXIT_NO_ANSWER, EXIT_WRONG_REQUEST, LaunchError
+from hpcstab.rundir import SUBMISSIONS, unwritable_root, write_json
+from hpcstab.state.ledger import Job as Job
+from hpcstab.state.ledger import Ledger as Ledger
+from hpcstab.state.ledger import Resources as Resources
+from hpcstab.state.ledger import Slurm as Slurm
+from hpcstab.state.ledger import find_job as find_job
+from hpcstab.state.ledger import is_campaign_id as is_campaign_id
+from hpcstab.state.ledger import ledger_path as ledger_path
+from hpcstab.state.ledger import read_ledger as read_ledger
+from hpcstab.state.ledger import read_ledgers as read_ledgers
+from hpcstab.state.ledger import submission_folder as submission_folder
 
 
 def claim_campaign(root: Path, name: str) -> str:
@@ -123,48 +53,6 @@ def write_ledger(path: Path, ledger: Ledger) -> None:
     write_json(path, ledger.model_dump(mode="json"))
 
 
-def read_ledger(path: Path) -> Ledger:
-    """The record of a campaign.
-
-    Raises:
-        LaunchError: it is missing or is not one.
-    """
-    try:
-        values = read_json(path)
-    except RunError as error:
-        raise LaunchError(str(error)) from None
-    if values is None:
-        raise LaunchError(f"there is no campaign '{path.stem}' under '{path.parents[1]}'", exit_code=EXIT_WRONG_REQUEST)
-    try:
-        return Ledger.model_validate(values)
-    except pydantic.ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise LaunchError(f"{path}: is no ledger of this version: '{where}': {first['msg']}") from None
-
-
-def read_ledgers(root: Path) -> tuple[list[Ledger], list[str]]:
-    """All campaigns of a root, oldest first, and one line for each ledger that cannot be read."""
-    ledgers, problems = [], []
-    for path in (root / SUBMISSIONS).glob("*.json"):
-        if path.name == ANSWERS:
-            continue
-        try:
-            ledgers.append(read_ledger(path))
-        except LaunchError as error:
-            problems.append(str(error))
-    return sorted(ledgers, key=lambda ledger: ledger.created), sorted(problems)
-
-
-def find_job(root: Path, run_id: str) -> tuple[Ledger, Job] | tuple[None, None]:
-    """The campaign and the job that a run belongs to; none for a run of ``train``."""
-    for ledger in read_ledgers(root)[0]:
-        for job in ledger.jobs:
-            if job.run_id == run_id:
-                return ledger, job
-    return None, None
-
-
 @contextlib.contextmanager
 def updating(path: Path) -> Iterator[Ledger]:
     """The record, to be changed; written when the block ends, unless it raises. No other change comes between."""
@@ -191,11 +79,6 @@ def locked(path: Path) -> Iterator[None]:
         except OSError as error:
             raise _cannot_lock(path, error) from None
         yield
-
-
-def is_campaign_id(text: str) -> bool:
-    """Whether ``text`` has the form of a campaign id."""
-    return _CAMPAIGN_ID.fullmatch(text) is not None
 
 
 def mark_cancelled(path: Path, indexes: set[int]) -> Ledger:

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hpcstab.errors import EXIT_WRONG_REQUEST, RunError
-from hpcstab.launch.ledger import find_job, ledger_path, submission_folder
-from hpcstab.launch.queue import run_state, state_of
+from hpcstab.launch.queue import state_of
 from hpcstab.rundir import RunDir
+from hpcstab.state.ledger import find_job, ledger_path, raw_logs, submission_folder
 
 _POLL_S = 0.3
 
@@ -70,9 +70,9 @@ def follow(run: RunDir, path: Path, offset: int) -> Iterator[str]:
 def _raw_logs(run: RunDir) -> list[Path]:
     """What a run left that ended without an attempt: of its job, else of the starter that could not start it."""
     root = run.path.parents[2]
-    ledger, job = find_job(root, run.run_id)
-    if ledger is None or job is None or run_state(run, ledger, job).is_open:
+    if state_of(run).is_open:
         return []
-    folder = submission_folder(ledger_path(root, ledger.campaign))
-    raw = [folder / f"{job.job_id}_0_log.{stream}" for stream in ("err", "out")] if job.job_id else []
-    return [*raw, folder / "starter.log"]
+    ledger, job = find_job(root, run.run_id)
+    if ledger is None or job is None:
+        return []
+    return [*raw_logs(root, ledger, job), submission_folder(ledger_path(root, ledger.campaign)) / "starter.log"]

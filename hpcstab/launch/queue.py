@@ -9,12 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hpcstab.errors import HpcstabError, RunError
-from hpcstab.launch.answers import Answers, scheduler_answers
-from hpcstab.launch.ledger import Job, Ledger, find_job, ledger_path, read_ledger, read_ledgers
-from hpcstab.launch.slurm_state import answer_on_slurm
-from hpcstab.launch.state import OPEN, RESULTS, Answer, Evidence, State, answer, collect, number
+from hpcstab.errors import RunError
+from hpcstab.launch.answers import scheduler_answers
+from hpcstab.launch.gpu_hours import gpu_hours
 from hpcstab.rundir import RunDir, find_runs, read_json
+from hpcstab.state.answers import Answers
+from hpcstab.state.evidence import OPEN, RESULTS, State, collect, number
+from hpcstab.state.ledger import Job, Ledger, find_job, jobs_by_run, ledger_path, read_ledger, read_ledgers
+from hpcstab.state.rule import answer
 
 _SEED = re.compile(r"_s(\d+)_[0-9a-f]{8}$")
 
@@ -41,6 +43,7 @@ class RunState:
     unit: str | None
     eta_s: float | None
     attempt: int | None
+    gpu_hours: float | None
     node: str | None
     problem: str | None
 
@@ -70,18 +73,30 @@ def run_states(root: Path, campaign: str | None = None) -> list[RunState]:
     """
     if campaign is not None:
         ledger = read_ledger(ledger_path(root, campaign))
-        answers = scheduler_answers(root) if ledger.slurm else None
+        answers = None
+        if ledger.slurm:
+            answers = scheduler_answers(root)
+            ledger = read_ledger(ledger_path(root, campaign))  # asking can have found the ids of its jobs
         return [run_state(RunDir(root / job.run_id), ledger, job, answers) for job in ledger.jobs]
     ledgers = read_ledgers(root)[0]
-    jobs = {job.run_id: (ledger, job) for ledger in ledgers for job in ledger.jobs}
-    answers = scheduler_answers(root) if any(ledger.slurm for ledger in ledgers) else None
+    answers = None
+    if any(ledger.slurm for ledger in ledgers):
+        answers = scheduler_answers(root)
+        ledgers = read_ledgers(root)[0]
+    jobs = jobs_by_run(ledgers)
     rows = [(run, *jobs.get(run.run_id, (None, None))) for run in find_runs(root)]
     return [run_state(run, ledger, job, answers) for run, ledger, job in rows]
 
 
 def state_of(run: RunDir) -> RunState:
     """One run, with the campaign that it belongs to."""
-    return run_state(run, *find_job(run.path.parents[2], run.run_id))
+    root = run.path.parents[2]
+    ledger, job = find_job(root, run.run_id)
+    if ledger is None or ledger.slurm is None:
+        return run_state(run, ledger, job)
+    answers = scheduler_answers(root)
+    ledger, job = find_job(root, run.run_id)
+    return run_state(run, ledger, job, answers)
 
 
 def run_state(
@@ -89,19 +104,11 @@ def run_state(
 ) -> RunState:
     """One run, and what of it cannot be read as its ``problem``: one bad file hides no other run.
 
-    ``answers``: the scheduler's, where several runs are looked at.
+    ``answers``: Slurm's last, for a job of Slurm.
     """
-    if ledger is not None and ledger.slurm is not None and answers is None:
-        answers = scheduler_answers(run.path.parents[2])
     now = time.time()
-    try:
-        seen = collect(run, ledger, job)
-    except HpcstabError as error:
-        seen = Evidence(run, None, None, None, None, None, str(error))
-    if seen.attempt is None and seen.problem is not None:
-        found = Answer("unknown", "folder", now)
-    else:
-        found = _answer(seen, answers, now)
+    seen = collect(run, ledger, job)
+    found = answer(seen, now, answers)
     status, attempt = seen.status or {}, seen.attempt or {}
     last = _mapping(status.get("last"))
     metric, value, unit = _primary(run, status)
@@ -125,18 +132,10 @@ def run_state(
         unit=unit,
         eta_s=_eta_s(status, last, attempt) if found.state == "running" else None,
         attempt=_whole(attempt.get("attempt")),
+        gpu_hours=gpu_hours(seen, found.state == "running", now),
         node=str(attempt["node"]) if "node" in attempt else None,
         problem=seen.problem,
     )
-
-
-def _answer(seen: Evidence, answers: Answers | None, now: float) -> Answer:
-    if seen.ledger is None or seen.job is None or seen.ledger.slurm is None:
-        return answer(seen, now)
-    if seen.attempt is not None and seen.attempt.get("job_id") is None:
-        return answer(seen, now)  # resumed in the foreground: Slurm knows nothing of it
-    scheduled = answers.of(seen.ledger, seen.job) if answers is not None else None
-    return answer_on_slurm(seen, scheduled, now)
 
 
 def _primary(run: RunDir, status: Mapping[str, Any]) -> tuple[str | None, float | None, str | None]:

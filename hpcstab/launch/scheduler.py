@@ -10,30 +10,20 @@ import re
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from hpcstab.errors import EXIT_NO_ANSWER, LaunchError
+from hpcstab.state.answers import JobAnswer as JobAnswer
 
 _LIMIT_S = 20.0
 _PING_S = 5.0
+_CLOCKS_S = 60.0  # that of the controller may be behind
 _SQUEUE = "%i|%T|%r|%S|%L|%N|%j"  # the name last: it may hold a |
-_SACCT = "JobID,State,Start,NodeList,JobName"
+_SACCT = "JobID,State,Start,NodeList,ExitCode,JobName"
 _UNSET = ("", "N/A", "None", "Unknown", "None assigned", "(null)")
 _ONE_JOB = re.compile(r"\d+(_\d+)?")
 # set for a job or an allocation, they would change what a command started inside it does or prints
 _OF_SLURM = ("SLURM_", "SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_", "SRUN_")
-
-
-@dataclass(frozen=True)
-class JobAnswer:
-    """What Slurm says about one job; ``start`` is when it starts or started, in local time, where that is known."""
-
-    job_id: str
-    name: str
-    state: str
-    reason: str | None
-    start: str | None
-    node: str | None
-    source: str
 
 
 def environment() -> dict[str, str]:
@@ -62,6 +52,13 @@ def job_answers(job_ids: Iterable[str], accounting: bool = True) -> dict[str, Jo
         found = _parse_sacct(done.stdout if done.returncode == 0 else "")
         answers |= {job_id: found[job_id] for job_id in aged_out if job_id in found}
     return answers
+
+
+def ended_jobs_named(names: Iterable[str], since: float) -> dict[str, JobAnswer]:
+    """What accounting knows of jobs with these names, submitted after ``since``; nothing where there is none."""
+    start = datetime.fromtimestamp(since - _CLOCKS_S).strftime("%Y-%m-%dT%H:%M:%S")
+    done = _run("sacct", "-X", "-n", "-P", "-D", f"--name={','.join(sorted(names))}", "-S", start, "-o", _SACCT)
+    return _parse_sacct(done.stdout if done.returncode == 0 else "")
 
 
 def time_left_s(job_id: str) -> float | None:
@@ -114,6 +111,11 @@ def partition_limits(name: str) -> PartitionLimits | None:
 def partition_names() -> list[str]:
     """All partitions, sorted."""
     return sorted(set(_ask("sinfo", "-h", "-o", "%R").split()))
+
+
+def node_addresses(partition: str) -> list[str]:
+    """Host names and addresses of the nodes of a partition."""
+    return _ask("sinfo", "-h", "-p", partition, "-o", "%n %o").split()
 
 
 def ping() -> None:
@@ -170,12 +172,12 @@ def _parse_squeue(text: str) -> dict[str, JobAnswer]:
 def _parse_sacct(text: str) -> dict[str, JobAnswer]:
     answers = {}
     for line in text.splitlines():
-        if line.count("|") >= 4:
-            job_id, state, start, node, name = line.split("|", 4)
+        if line.count("|") >= 5:
+            job_id, state, start, node, code, name = line.split("|", 5)
             # "CANCELLED by 1000"; the rows of one job come in the order of its attempts
             words = state.split() or ["UNKNOWN"]
             for one in expand_job_ids(job_id):
-                answers[one] = JobAnswer(one, name, words[0], None, _given(start), _given(node), "sacct")
+                answers[one] = JobAnswer(one, name, words[0], None, _given(start), _given(node), "sacct", _given(code))
     return answers
 
 

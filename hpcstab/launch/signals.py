@@ -18,6 +18,11 @@ _STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 TIME_LIMIT = "time_limit"
 
 
+def hold_back() -> None:
+    """Let stopping signals wait until :class:`StopSignals` is entered; the kernel remembers them."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+
+
 class StoppedError(Exception):
     """A signal came while there was nothing to finish."""
 
@@ -26,9 +31,12 @@ class StopSignals:
     """Takes the stopping signals while it is entered, from submitit's handlers too: those requeue or ignore.
 
     The first reason to stop stays. A second Ctrl-C interrupts at once.
+
+    ``ignored_afterwards``: for a process that has only to write its result when it is left; nothing is to stop then.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, ignored_afterwards: bool = False) -> None:
+        self._ignored_afterwards = ignored_afterwards
         self._reason: str | None = None
         self._deadline: float | None = None
         self._interrupts = False
@@ -36,13 +44,15 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         self._handlers_before = {number: signal.signal(number, self._on_signal) for number in _STOPPING}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)  # those that were held back come now
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._handlers_before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+            after = signal.SIG_IGN if self._ignored_afterwards else handler
+            signal.signal(number, after if after is not None else signal.SIG_DFL)
 
     def requested(self) -> str | None:
         """Why to stop: the name of a signal, ``time_limit``, or None."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from hpcstab.campaign import PlannedRun
 from hpcstab.errors import EXIT_WRONG_REQUEST, LaunchError
+from hpcstab.launch import scheduler
 from hpcstab.launch.clusters import Cluster, gpus_per_run, parallel_runs, refuse_unusable
 from hpcstab.launch.folders import RunFolders
 from hpcstab.launch.ledger import (
@@ -23,6 +25,7 @@ from hpcstab.launch.ledger import (
 )
 from hpcstab.launch.machine import Process, gpu_devices, thread_variables
 from hpcstab.launch.starter import start_command, start_locally, submit_to_slurm
+from hpcstab.launch.visibility import refuse_hidden_folders
 
 
 def submit(
@@ -41,11 +44,13 @@ def submit(
         request: the command line, for the record.
 
     Raises:
-        LaunchError: the cluster cannot be used from here, the starter did not start, or sbatch refused.
+        LaunchError: the cluster cannot be used from here, its nodes do not see a folder that the jobs need, the
+            starter did not start, or sbatch refused.
         RunError: the root cannot be written. Whatever the error, nothing of the campaign stays.
     """
     refuse_unusable(cluster)
     root = _checked(root)
+    refuse_hidden_folders(cluster, root)
     folders = RunFolders(root, planned)
     path = None
     try:
@@ -53,6 +58,10 @@ def submit(
         path = ledger_path(root, campaign)
         run_ids = folders.create(campaign, submission_folder(path) / "staged", configs)
         ledger = _intent(campaign, cluster, run_ids, request)
+        if ledger.slurm:
+            ledger.slurm = ledger.slurm.model_copy(
+                update={"cluster_name": scheduler.cluster_name(), "uid": os.getuid()}
+            )
         write_ledger(path, ledger)
         return submit_to_slurm(path, ledger) if ledger.slurm else start_locally(path, ledger)
     except BaseException:

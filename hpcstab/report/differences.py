@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hpcstab.config.guards import guards_text
 from hpcstab.report.sections import Group, Section
 from hpcstab.report.words import printable
 
@@ -73,9 +74,11 @@ def declared_flaws(section: Section) -> list[str]:
 
 
 def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of a config; a duration is one value."""
+    """(dotted key, value) of a config; a duration is one value, and so are the guards, in a word where there is one."""
     for key, value in config.items():
-        if isinstance(value, Mapping) and value and not set(value) <= _DURATION_KEYS:
+        if f"{prefix}{key}" == "stability.guards":
+            yield "stability.guards", guards_text(value)
+        elif isinstance(value, Mapping) and value and not set(value) <= _DURATION_KEYS:
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

@@ -28,7 +28,10 @@ _LOSS_COLUMNS = (
     "max_finite_grad_norm",
 )
 
-_COUNTED = ("refused_nonfinite", "refused_declared", "not_reproduced", "spikes", "rescaled", "backoffs", "rollbacks")
+_COUNTED = (
+    *("refused_nonfinite", "refused_declared", "not_reproduced", "spikes", "rescaled", "backoffs", "rollbacks"),
+    *("repaired", "failed_eval_batches", "empty_evals", "nonfinite_terms", "ramped_again"),
+)
 
 
 def section_rows(section: Section) -> list[Row]:
@@ -172,7 +175,7 @@ def _counts(run: LoadedRun) -> Row:
         return dict.fromkeys(("skipped", "masked", "limited", *_COUNTED))
     return {
         "skipped": int((run.history["outcome"] == "skipped").sum()),
-        "masked": _total(run.history, "num_masked"),
+        "masked": max(_total(run.history, "num_masked") or 0, run.count("masked")),  # resets have no row
         "limited": _total(run.history, "num_limited"),
         **{what: run.count(what) for what in _COUNTED},
     }

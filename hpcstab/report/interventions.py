@@ -17,6 +17,11 @@ _WORDS = {
     "rollbacks": ("rollback", "rollbacks"),
     "limited": ("limit firing", "limit firings"),
     "clipped": ("step clipped", "steps clipped"),
+    "repaired": ("repair of running statistics", "repairs of running statistics"),
+    "failed_eval_batches": ("failed evaluation batch", "failed evaluation batches"),
+    "empty_evals": ("evaluation without a valid batch", "evaluations without a valid batch"),
+    "nonfinite_terms": ("non-finite loss term", "non-finite loss terms"),
+    "ramped_again": ("loss term ramped again", "loss terms ramped again"),
 }
 
 

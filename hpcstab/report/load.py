@@ -16,9 +16,9 @@ from hpcstab.judgement import judge
 from hpcstab.metrics import read_events
 from hpcstab.report.frames import NO_EVALS, NO_ROWS, last_of_each_step, read_frame, validation_rows
 from hpcstab.report.record import BrokenFolder, LoadedRun, number
-from hpcstab.report.state import derive_state
 from hpcstab.report.words import printable
 from hpcstab.rundir import RunDir, read_attempts, read_json
+from hpcstab.state.rule import WrittenDown
 
 T = TypeVar("T")
 _REQUIRED = ("run_id", "model", "variant", "label", "fixes", "overrides", "seed", "scale", "compare", "claims")
@@ -28,16 +28,18 @@ _UNREADABLE = (HpcstabError, OSError, ValueError, KeyError, TypeError, Attribute
 def load_runs(runs: list[RunDir], now: float | None = None) -> tuple[list[LoadedRun], list[BrokenFolder]]:
     """All folders, read once each; ``now`` is the time that heartbeats are compared with."""
     loaded, broken = [], []
+    roots = {root: WrittenDown.under(root) for root in {run.path.parents[2] for run in runs}}
     for run in dict.fromkeys(runs):
         try:
-            loaded.append(load_run(run, time.time() if now is None else now))
+            written = roots[run.path.parents[2]]
+            loaded.append(load_run(run, written, time.time() if now is None else now))
         except _UNREADABLE as error:
             broken.append(BrokenFolder(run.path, _reason(error)))
     return loaded, broken
 
 
-def load_run(run: RunDir, now: float) -> LoadedRun:
-    """One folder.
+def load_run(run: RunDir, written: WrittenDown, now: float) -> LoadedRun:
+    """One folder; ``written`` is what stands beside it.
 
     Raises:
         RunError, KeyError, ValueError: its identity cannot be read.
@@ -64,7 +66,7 @@ def load_run(run: RunDir, now: float) -> LoadedRun:
     events = tried("events.jsonl", lambda: _read_events(run), none)
     rows = tried("metrics.csv", lambda: read_frame(run.metrics_csv, NO_ROWS), NO_ROWS)
     evals = tried("evals.csv", lambda: read_frame(run.evals_csv, NO_EVALS), NO_EVALS)
-    state = "unreadable" if problems and not status else derive_state(status, attempts, now)
+    state = "unreadable" if problems and not status else written.state_of(run, now).state
     judgement = tried("judgement", lambda: _judgement(run, status), _unknown(problems))
     return LoadedRun(
         run=run,

@@ -203,8 +203,10 @@ def _count_text(group: Group, column: str) -> str:
     counted = [run.history for run in group.runs if run.steps and column in run.history]
     if not counted:
         return NOTHING
-    if column != "outcome":
-        return str(int(sum(frame[column].sum() for frame in counted)))
+    if column != "outcome":  # a reset of running statistics is a mask without a row
+        return str(
+            max(int(sum(frame[column].sum() for frame in counted)), sum(run.count("masked") for run in group.runs))
+        )
     skipped = sum(int((frame["outcome"] == "skipped").sum()) for frame in counted)
     # steps that were skipped and came again after a rollback have no such row any more
     return str(max(skipped, sum(run.count(what) for run in group.runs for what in _REFUSED)))

@@ -107,6 +107,7 @@ def _state_clause(state: str, outcomes: Sequence[Outcome], n: int) -> str:
     words = {
         "running": f"{share} still running, finite so far (after {steps} steps)",
         "queued": f"{share} not started",
+        "unknown": f"{share} not known to have ended, finite so far (after {steps} steps)",
         "failed": f"{share} crashed (after {steps} steps; a crash is no answer about stability)",
         "unreadable": f"{share} left records that cannot be read",
     }

@@ -11,6 +11,9 @@ class BufferRing:
 
     A copy a step is all that a healthy step pays: nothing is put back on the device, since a refused step and those
     after it run again from the state before it.
+
+    Constant buffers (masks, tables) are copied too. That nothing has written to one cannot be known without reading it:
+    BatchNorm's kernels, ``.data`` and ``.numpy()`` write without counting up ``Tensor._version``.
     """
 
     def __init__(self, network: nn.Module, size: int) -> None:

@@ -32,10 +32,13 @@ class Verdict(IntEnum):
 class Update:
     """An applied update as the guards see it.
 
+    ``since``: the step from which on the objective is that of ``step``; figures from before it are of another one.
     ``readings`` are those of a health check (see :mod:`hpcstab.stability.health`), empty in all other steps.
     """
 
     index: int
+    step: int
+    since: int
     loss: float
     grad_norm: float
     readings: Mapping[str, float] = field(default_factory=dict)
@@ -114,20 +117,24 @@ class Guards:
         self._others = dict(others)
         self._due: list[tuple[int, Finding]] = []
 
-    def thresholds(self, index: int) -> tuple[float, float]:
-        """(largest loss, largest gradient norm) that the update ``index`` may have; inf while too little is known."""
+    def thresholds(self, index: int, since: int = 0) -> tuple[float, float]:
+        """(largest loss, largest gradient norm) that the update ``index`` may have; inf while too little is known.
+
+        Args:
+            since: the step from which on the objective is that of the update.
+        """
         known = index - DELAY
         return (
-            self._loss.threshold(known) if self._loss else NEVER,
-            self._norm.threshold(known) if self._norm else NEVER,
+            self._loss.threshold(known, since) if self._loss else NEVER,
+            self._norm.threshold(known, since) if self._norm else NEVER,
         )
 
     def applied(self, update: Update) -> list[Finding]:
         """An update was applied; what the guards say about it at once, as a warning."""
         if self._loss:
-            self._loss.add(update.loss)
+            self._loss.add(update.loss, update.step)
         if self._norm:
-            self._norm.add(update.grad_norm)
+            self._norm.add(update.grad_norm, update.step)
         found = [finding for guard in (self.streak, *self._others.values()) if (finding := guard.see(update))]
         self._wait(found, update.index + 1 + DELAY)
         return found

@@ -20,7 +20,6 @@ from typing import Any, get_args
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from hpcstab.errors import ConfigError, NumericsError
 from hpcstab.stability.ema import Ema
@@ -29,6 +28,7 @@ from hpcstab.stability.gate import Gate, GateMode
 from hpcstab.stability.grad_scaler import scale_of
 from hpcstab.stability.loop import Hardened as Hardened
 from hpcstab.stability.ranks import agreement
+from hpcstab.stability.unwrap import one_network
 
 
 def harden(  # noqa: PLR0913 - each option is one thing that a step changes or obeys
@@ -51,7 +51,7 @@ def harden(  # noqa: PLR0913 - each option is one thing that a step changes or o
             device; for others the host waits for the decision in every step, with the same result.
             Those that your loop steps one after the other within a batch: compute both losses first.
         max_grad_norm: gradients are clipped to it; leave out your own clipping.
-        capsules: a folder for what replays a refused step; None writes none.
+        capsules: a folder for what replays a refused step (``hpcstab.replay``); None writes none.
         mode: ``closed`` lets nothing of a bad step stay; ``step_only`` skips the optimizer alone, as GradScaler does;
             ``open`` applies everything. These two only keep a capsule of the first bad step.
         scaler: your GradScaler: go on calling ``scaler.scale(loss).backward()``, leave out its other methods.
@@ -64,7 +64,7 @@ def harden(  # noqa: PLR0913 - each option is one thing that a step changes or o
         ConfigError: what was given cannot be gated; says why and what to do.
         NumericsError: the model is not finite to begin with.
     """
-    network = _one_network(model)
+    network = one_network(model)
     optimizers = [optimizer] if not isinstance(optimizer, Sequence) else list(optimizer)
     if mode not in get_args(GateMode):
         raise ConfigError(f"mode '{mode}' is none of {', '.join(get_args(GateMode))}")
@@ -88,10 +88,3 @@ def harden(  # noqa: PLR0913 - each option is one thing that a step changes or o
     schedulers = [] if scheduler is None else list(scheduler) if isinstance(scheduler, Sequence) else [scheduler]
     folder = Path(capsules) if capsules is not None else None
     return Hardened(network, optimizers, gate, schedulers, scaler, folder, max_refused_in_a_row)
-
-
-def _one_network(model: nn.Module | Sequence[nn.Module]) -> nn.Module:
-    """The models as one, without DDP's wrapper: a capsule fits the model itself."""
-    if isinstance(model, nn.Module):
-        return model.module if isinstance(model, DistributedDataParallel) else model
-    return nn.ModuleList([_one_network(part) for part in model])

@@ -17,7 +17,7 @@ from hpcstab.stability.gate import LAG, Gate
 from hpcstab.stability.grad_scaler import check_untouched
 from hpcstab.stability.journal import Journal, figures_of
 from hpcstab.stability.loop_capsule import write_loop_capsule
-from hpcstab.stability.ranks import agreement, largest_number, rank
+from hpcstab.stability.ranks import agreement, largest_number, rank, world_size
 from hpcstab.stability.retrial import REASONS, Retrial, reason_of
 from hpcstab.stability.turns import Figures, Given, Schedule, Turn
 
@@ -176,13 +176,15 @@ class Hardened:
         self._go_back(turn)
         code = REASONS.index(_reason(turn, figures))
         reason = REASONS[largest_number(code, self._agree, self.gate.latch.device)]
-        if self._retrial is None:
-            self._write_capsule(turn, figures, reason)
         if self.gate.mode != "closed":
+            self._write_capsule(turn, figures, reason)
             return  # the loop runs it again, unrefused
-        if self._retrial is None:
+        is_first = self._retrial is None
+        self._retrial = self._retrial or Retrial(self.gate.loss_scale)
+        if self._retrial.is_for_capsule(reason):
+            self._write_capsule(turn, figures, reason)
+        if is_first:
             self._refuse_sick_state(turn)
-            self._retrial = Retrial(self.gate.loss_scale)
         verdict = self._retrial.verdict(reason)
         if verdict == "rescaled" and self.gate.loss_scale is not None:
             self._tell("rescaled", turn.step, loss_scale=float(self.gate.loss_scale.value))
@@ -256,6 +258,8 @@ class Hardened:
         facts = {
             "update": self.updates,
             "rank": rank(),
+            "world_size": world_size(),
+            "device": self.gate.latch.device.type,
             "reason": reason,
             "loss_scale": float(scale.value) if scale else None,
         }

@@ -1,9 +1,9 @@
 """The capsule of a loop that is not ours: replayed with the model and the loss function that only its user has.
 
-state: ``network`` (state dict of the model; of several, of an nn.ModuleList of them), ``optimizer`` (state dict; of
-several, a dict of them by index), ``batch`` (plain containers; where gradients accumulate, a list of
-``num_batches``), ``random``. facts: ``origin`` is ``harden``; there is no model, config or seed. To replay: build the
-model, ``read_capsule``, load ``network``, ``put_random_state(state["random"])``, compute the loss of ``batch``.
+state: ``network`` (state dict of the model; of several, of an nn.ModuleList of them), ``buffers`` (all, those too that
+no state dict holds), ``optimizer`` (state dict; of several, a dict of them by index), ``batch`` (plain containers;
+where gradients accumulate, a list of ``num_batches``), ``random``. facts: ``origin`` is ``harden``; there is no model,
+config or seed. :func:`hpcstab.stability.loop_replay.replay` runs it again.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ def write_loop_capsule(
     states = [optimizer.state_dict() for optimizer in optimizers]
     state = {
         "network": network.state_dict(),
+        "buffers": dict(network.named_buffers()),
         "optimizer": states[0] if len(states) == 1 else dict(enumerate(states)),
         "batch": batches[0] if len(batches) == 1 else batches,
         "random": take_random_state(),

@@ -50,9 +50,14 @@ class LossScale:
         self.value.copy_(value)
         self.num_applied.copy_(torch.where(grown, torch.zeros_like(count), count))
 
+    @property
+    def can_back_off(self) -> bool:
+        """Whether it is above its smallest; waits for the device."""
+        return float(self.value) > MIN_SCALE
+
     def back_off(self) -> bool:
         """Halve it, on the host's word; False where it is at its smallest already."""
-        if float(self.value) <= MIN_SCALE:
+        if not self.can_back_off:
             return False
         self.value.mul_(self._backoff_factor)
         self.num_applied.zero_()

@@ -29,6 +29,11 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
+def world_size() -> int:
+    """The number of ranks."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def largest_number(number: int, agree: Callable[[Tensor], Tensor] | None, device: torch.device) -> int:
     """The largest of all ranks' numbers, on the host; waits for the device."""
     return number if agree is None else int(agree(torch.tensor(float(number), device=device)))

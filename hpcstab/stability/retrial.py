@@ -32,6 +32,11 @@ class Retrial:
         self._scale_before = loss_scale.state_dict() if loss_scale else None
         self.was_repeated = False
 
+    def is_for_capsule(self, reason: str) -> bool:
+        """Whether this run is the first that no smaller loss scale can cure; ask before :meth:`verdict`."""
+        overflows = reason == "nonfinite_gradient" and self._loss_scale is not None and self._loss_scale.can_back_off
+        return not self.was_repeated and not overflows
+
     def verdict(self, reason: str) -> Literal["rescaled", "held", "skipped"]:
         """``rescaled``: again with half the loss scale; ``held``: once more as it is; ``skipped``: leave it out."""
         if reason == "nonfinite_gradient" and self._loss_scale is not None and self._loss_scale.back_off():

@@ -49,35 +49,42 @@ class SpikeGuard:
         self._ratio = ratio
         self._refresh_every = refresh_every
         # an update that runs again still needs the window that it had
-        self._values: deque[float] = deque(maxlen=window + 2 * refresh_every + 8)
+        self._values: deque[tuple[int, float]] = deque(maxlen=window + 2 * refresh_every + 8)
         self._count = 0
-        self._cached: tuple[int, int, float] = (-1, -1, NEVER)
+        self._rests_on = (-1, -1, -1)  # first update, last update, step of the objective
+        self._threshold = NEVER
 
-    def add(self, value: float) -> None:
-        """The figure of the next applied update."""
-        self._values.append(value)
+    def add(self, value: float, step: int) -> None:
+        """The figure of the next applied update, which is that of ``step``."""
+        self._values.append((step, value))
         self._count += 1
 
-    def threshold(self, end: int) -> float:
-        """From the updates with an index below ``end``, rounded down to the last refreshment."""
+    def threshold(self, end: int, since: int = 0) -> float:
+        """From the updates with an index below ``end``, rounded down to the last refreshment.
+
+        Those of steps before ``since`` are left out: they had another objective.
+        """
         end = end // self._refresh_every * self._refresh_every
         oldest = self._count - len(self._values)
         first = max(oldest, end - self._window)
-        if self._cached[:2] != (first, end):
-            values = list(self._values)[first - oldest : max(0, end - oldest)]
-            known = len(values) >= self._min_updates
-            self._cached = (first, end, spike_threshold(values, self._deviations, self._ratio) if known else NEVER)
-        return self._cached[2]
+        if self._rests_on != (first, end, since):
+            known = list(self._values)[first - oldest : max(0, end - oldest)]
+            values = [value for step, value in known if step >= since]
+            self._rests_on = (first, end, since)
+            self._threshold = NEVER
+            if len(values) >= self._min_updates:
+                self._threshold = spike_threshold(values, self._deviations, self._ratio)
+        return self._threshold
 
     def restart(self) -> None:
         """Forget the values; the warm-up begins anew."""
         self._values.clear()
-        self._cached = (-1, -1, NEVER)
+        self._rests_on = (-1, -1, -1)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"values": list(self._values), "count": self._count}
+        return {"values": [list(known) for known in self._values], "count": self._count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.restart()
-        self._values.extend(state["values"])
+        self._values.extend((step, value) for step, value in state["values"])
         self._count = state["count"]

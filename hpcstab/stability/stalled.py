@@ -11,7 +11,7 @@ from hpcstab.stability.guards import Finding, Update, Verdict
 
 
 class StalledGuard:
-    """The median loss of ``window`` updates must lie below that of the ``window`` before it.
+    """The median loss of ``window`` updates must lie below that of the ``window`` before it, of one objective.
 
     Args:
         window: in applied updates.
@@ -28,8 +28,12 @@ class StalledGuard:
         self._losses: list[float] = []
         self._before: float | None = None
         self._still: list[str] = []
+        self._since = 0
 
     def see(self, update: Update) -> Finding | None:
+        if update.since != self._since:
+            self.restart()
+            self._since = update.since
         if math.isfinite(update.loss):
             self._losses.append(update.loss)
         if len(self._losses) < self._window:
@@ -56,8 +60,8 @@ class StalledGuard:
         self._losses, self._before = [], None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"losses": list(self._losses), "before": self._before, "still": list(self._still)}
+        return {"losses": list(self._losses), "before": self._before, "still": list(self._still), "since": self._since}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._losses, self._before = list(state["losses"]), state["before"]
-        self._still = list(state["still"])
+        self._still, self._since = list(state["still"]), state["since"]

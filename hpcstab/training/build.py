@@ -56,7 +56,8 @@ def build_trainer(  # noqa: PLR0913 - the composition root hands over all parts 
     batches = TrainingBatches(task.dataset("train"), config.data.batch_size, seed, config.data.num_workers, ranks)
     cadence = build_cadence(config, batches.steps_per_epoch)
     header = metrics_header(task.loss_term_names, task.diagnostics)
-    failure_watch = FailureWatch(failure, config.trainer.nonfinite_budget, header)
+    budget = config.trainer.nonfinite_budget if config.stability.guards is None else None
+    failure_watch = FailureWatch(failure, budget, header)
     tensorboard = TensorBoard(config.trainer.tensorboard if ranks.is_first else "off", run)
     records = Records(run, task, attempt, cadence.total_steps, primary, writes=ranks.is_first)
     if tensorboard.absent:

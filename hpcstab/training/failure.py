@@ -11,9 +11,12 @@ from hpcstab.training.records import Records
 
 
 class FailureWatch:
-    """Reads every recorded row; a streak of ``budget`` non-finite losses is divergence."""
+    """Reads every recorded row; a streak of ``budget`` non-finite losses is divergence, for None never.
 
-    def __init__(self, conditions: Sequence[FailureCondition], budget: int, header: Sequence[str]) -> None:
+    With guards it is None: they count refused steps themselves, and their ladder answers before anything ends.
+    """
+
+    def __init__(self, conditions: Sequence[FailureCondition], budget: int | None, header: Sequence[str]) -> None:
         for condition in conditions:
             if condition.column not in header:
                 raise ConfigError(f"failure: '{condition.column}' is no column of metrics.csv: {', '.join(header)}")
@@ -33,7 +36,7 @@ class FailureWatch:
                     "first_failure_step", step, "first_failure", what=condition.column, value=row[condition.column]
                 )
         self.streak = 0 if row["loss_finite"] else self.streak + 1
-        if self.streak >= self._budget:
+        if self._budget is not None and self.streak >= self._budget:
             return f"loss non-finite in {self.streak} steps in a row"
         return None
 

@@ -34,9 +34,12 @@ class Guarding:
     stalled: StalledGuard | None
     _set: tuple[float, float] = field(default=(_LARGEST, _LARGEST))
 
-    def set_thresholds(self, gate: Gate, index: int) -> None:
-        """Bring the thresholds of the update ``index`` to the device, where they differ from those there."""
-        loss, norm = (min(value, _LARGEST) for value in self.guards.thresholds(index))
+    def set_thresholds(self, gate: Gate, index: int, since: int) -> None:
+        """Bring the thresholds of the update ``index`` to the device, where they differ from those there.
+
+        ``since``: the step from which on the weights of the loss terms are those of this update.
+        """
+        loss, norm = (min(value, _LARGEST) for value in self.guards.thresholds(index, since))
         if (loss, norm) != self._set:
             gate.max_loss.fill_(loss)
             gate.max_norm.fill_(norm)
@@ -78,7 +81,10 @@ def show_to_guards(trainer: Trainer, pending: Pending, signals: Signals, outcome
     if outcome == "applied":
         readings = trainer.ranks.of_first(pending.readings.read()) if pending.readings is not None else {}
         figures = signals.figures
-        found = guards.applied(Update(trainer.update, figures["loss"], figures["grad_norm"], readings))
+        since = trainer.runner.objective.unchanged_since(pending.step)
+        found = guards.applied(
+            Update(trainer.update, pending.step, since, figures["loss"], figures["grad_norm"], readings)
+        )
         stalled = trainer.guarding.stalled
         if stalled is not None and pending.norms is not None:
             still = stalled.probed(pending.norms.read())

@@ -45,6 +45,12 @@ class Objective:
         """The weight of every term at a step."""
         return {term: self.weight(term, step) for term in self._base}
 
+    def unchanged_since(self, step: int) -> int:
+        """The step from which on the weights are those of ``step``; within a ramp it is ``step`` itself."""
+        ramps = [phase for term, phase in self._phases.items() if self._base[term] != 0.0]
+        ramps += [(start, self.ramp_steps) for start in self._restarts.values()]
+        return max((min(step, start + max(ramp, 1) - 1) for start, ramp in ramps if start <= step), default=0)
+
     def ramp_again(self, terms: Iterable[str], step: int) -> None:
         """Off before ``step``, then up again from there over the configured length."""
         self._restarts |= dict.fromkeys(terms, step)

@@ -2,7 +2,7 @@
 
 An open gate has refused its first bad step only to be looked at: it runs again and is applied, as in a bare loop.
 A closed one runs it once more, to tell a fault of the batch from one of the machine, and then leaves the batch out.
-Under fp16 a gradient that overflows is first tried again with half the loss scale.
+Under fp16 a gradient that overflows is first tried again with half the loss scale; no capsule is kept of that.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from hpcstab.errors import CheckpointError
 from hpcstab.stability.capsule import MAX_CAPSULES, write_capsule
 from hpcstab.stability.clipping import total_grad_norm
+from hpcstab.stability.loss_scale import MIN_SCALE
 from hpcstab.stability.retrial import Retrial
 from hpcstab.stability.retrial import reason_of as reason_of_figures
 from hpcstab.training.batchnorm import check_statistics_now
@@ -38,11 +39,13 @@ def recover(trainer: Trainer, pending: Pending, signals: Signals) -> None:
     trainer.items.go_back(1 + len(held))
     trainer.step = pending.step
     gate = trainer.runner.gate
-    gate.release(pending.step, armed=gate.mode == "closed")
+    gate.release(pending.step, armed=True)
     reason = reason_of(signals)
-    _write_capsule(trainer, pending, signals, reason)
+    only_overflows = _write_capsule_of_failure(trainer, pending, signals, reason)
     if gate.mode != "closed":
+        gate.armed = False
         _run_once(trainer)
+        gate.armed = only_overflows  # then the first bad step is still to come
         return
     check_statistics_now(trainer, "refusal")
     sick = trainer.ranks.any_of(nonfinite_names(trainer.runner.state_tensors().items()))
@@ -63,6 +66,28 @@ def reason_of(signals: Signals) -> str:
     """Why a step was refused, as far as its signals tell."""
     figures = signals.figures
     return reason_of_figures(figures["loss"], figures["grad_norm"], buffers_finite=signals.buffers_finite)
+
+
+def _write_capsule_of_failure(trainer: Trainer, pending: Pending, signals: Signals, reason: str) -> bool:
+    """Keep the step, unless it only overflows the loss scale (True): that is ordinary, and nothing to be explained.
+
+    Such a step runs once more with a scale of 1, refused by the latch, and leaves nothing behind. Where it fails even
+    so, that run is the one to keep: what it replays is the failure alone, and no overflow beside it.
+    """
+    gate = trainer.runner.gate
+    scale = gate.loss_scale
+    if reason != "nonfinite_gradient" or scale is None or not scale.can_back_off:
+        _write_capsule(trainer, pending, signals, reason)
+        return False
+    before = scale.state_dict()
+    scale.value.fill_(MIN_SCALE)
+    gate.latch.fill_(1.0)
+    signals = trainer.runner.launch(pending.item, pending.lr, probes=False, checks=False).read()
+    gate.release(pending.step, armed=True)
+    if signals.bad:
+        _write_capsule(trainer, pending, signals, reason_of(signals))
+    scale.load_state_dict(before)
+    return not signals.bad
 
 
 def _run_once(trainer: Trainer) -> None:

@@ -5,7 +5,6 @@ The step runs through :meth:`StepRunner.gradients`, the same code as in the trai
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -16,7 +15,8 @@ from hpcstab.config import RunConfig
 from hpcstab.errors import CheckpointError
 from hpcstab.stability.capsule import Capsule
 from hpcstab.stability.failing_step import Batch, FailingStep, Precision
-from hpcstab.stability.replay import Replay, replay
+from hpcstab.stability.replay import Replay
+from hpcstab.stability.replayed import replay_as_recorded
 from hpcstab.stability.running_statistics import RunningStatistics
 from hpcstab.task import Task
 from hpcstab.training.batches import StepBatch, to_device
@@ -28,22 +28,12 @@ from hpcstab.training.step import StepRunner
 
 
 def replay_capsule(task: Task, config: RunConfig, capsule: Capsule, device: torch.device) -> Replay:
-    """Replay the step of a capsule, with as many threads as it ran with.
+    """Replay the step of a capsule.
 
     Raises:
         CheckpointError: the state does not fit the network that the task builds.
     """
-    facts = capsule.facts
-    threads = torch.get_num_threads()
-    torch.set_num_threads(facts["num_threads"])  # sums depend on it, to the bit
-    try:
-        step = failing_step(task, config, capsule, device)
-        recorded = {name: float(value) for name, value in facts["figures"].items()}
-        if facts["world_size"] > 1:
-            del recorded["grad_norm"]  # that of all ranks together
-        return replay(step, recorded, lr_before=facts["lr_before"], elsewhere=_elsewhere(facts, device))
-    finally:
-        torch.set_num_threads(threads)
+    return replay_as_recorded(failing_step(task, config, capsule, device), capsule.facts, device)
 
 
 def failing_step(task: Task, config: RunConfig, capsule: Capsule, device: torch.device) -> FailingStep:
@@ -113,14 +103,3 @@ class _OnlyTerm(Objective):
 
     def total(self, terms: Mapping[str, Tensor], step: int) -> Tensor:
         return self.whole.weight(self.name, step) * terms[self.name]
-
-
-def _elsewhere(facts: Mapping[str, object], device: torch.device) -> str:
-    """How this machine differs from the one that wrote the capsule; empty where figures must agree to the bit."""
-    here = {
-        "torch": torch.__version__,
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "machine": platform.machine(),
-        "device": device.type,
-    }
-    return ", ".join(f"{name} was {facts[name]}, is {value}" for name, value in here.items() if facts[name] != value)

@@ -168,7 +168,7 @@ class Trainer:
         )
         if self.guarding is not None:
             lr *= self.guarding.ladder.lr_factor
-            self.guarding.set_thresholds(self.runner.gate, tick)
+            self.guarding.set_thresholds(self.runner.gate, tick, self.runner.objective.unchanged_since(item.step))
         pending = self.runner.launch(
             item,
             lr,

@@ -114,14 +114,28 @@ def node_up(lab: Lab, node: str) -> str:
 
 def restart_controller(lab: Lab) -> str:
     """Stop slurmctld and start it again with the jobs that it saved."""
-    lab.require_up()
     stopped_at = time.monotonic()
-    stop(lab, ["slurmctld"])
+    controller_off(lab)
+    answer = controller_on(lab)
+    return f"slurmctld was away for {time.monotonic() - stopped_at:.1f} s; {answer}"
+
+
+def controller_off(lab: Lab) -> str:
+    """Stop slurmctld: no command of Slurm answers, jobs go on."""
+    lab.require_up()
+    stopped = stop(lab, ["slurmctld"])
+    return "slurmctld stopped; jobs go on" if stopped else "slurmctld was stopped already"
+
+
+def controller_on(lab: Lab) -> str:
+    """Start slurmctld with the jobs that it saved; nothing to do where it runs."""
+    lab.require_up()
+    if running(lab, "slurmctld") is not None:
+        return "slurmctld runs already"
     start_controller(lab, clean=False)
-    away_s = time.monotonic() - stopped_at
     for node in NODES:
         _wait_for_node(lab, node, lambda state: state != "unknown" and not state.endswith("*"))
-    return f"slurmctld was away for {away_s:.1f} s; it knows {len(ask(lab, 'squeue', '--noheader').splitlines())} jobs"
+    return f"slurmctld knows {len(ask(lab, 'squeue', '--noheader').splitlines())} jobs"
 
 
 def accounting_off(lab: Lab) -> str:

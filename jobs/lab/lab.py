@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import faults
 from cluster import show_status, start_lab, stop_lab
+from packages import install_packages
 from settings import Lab, LabError, Switches
 
 Verb = Callable[[Lab, argparse.Namespace], str]
@@ -21,6 +22,11 @@ Verb = Callable[[Lab, argparse.Namespace], str]
 
 def _up(lab: Lab, options: argparse.Namespace) -> str:
     return start_lab(lab, Switches(accounting=options.accounting, user_signal=options.user_signal))
+
+
+def _install(lab: Lab, options: argparse.Namespace) -> str:
+    install_packages(accounting=True)
+    return "all that the lab needs is installed"
 
 
 def _down(lab: Lab, options: argparse.Namespace) -> str:
@@ -52,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     up = add("up", _up, "start it; does nothing where it runs with the same switches")
     up.add_argument("--accounting", action=argparse.BooleanOptionalAction, default=True, help="slurmdbd on MariaDB")
     up.add_argument("--user-signal", action="store_true", help="SlurmctldParameters=preempt_send_user_signal")
+    add("install", _install, "install with apt-get what `up` needs and is missing; `up` does it too")
     add("down", _down, "stop it and remove its folder")
     add("status", _status, "what runs: daemons, partitions, nodes, jobs")
     add("env", _env, 'for a shell: eval "$(python jobs/lab/lab.py env)"')
@@ -80,6 +87,8 @@ def _add_faults(add: Callable[[str, Verb, str], argparse.ArgumentParser]) -> Non
         add(name, _for_node(on_node), about).add_argument("node", metavar="NODE")
     for name, on_lab, about in (
         ("restart-controller", faults.restart_controller, "stop slurmctld and start it with its saved state"),
+        ("controller-off", faults.controller_off, "stop slurmctld: Slurm does not answer, jobs go on"),
+        ("controller-on", faults.controller_on, "start slurmctld with its saved state"),
         ("accounting-off", faults.accounting_off, "stop slurmdbd: sacct fails, squeue works"),
         ("accounting-on", faults.accounting_on, "start slurmdbd again"),
     ):

@@ -64,11 +64,13 @@ def start_munge(lab: Lab) -> None:
 def start_database(lab: Lab, port: int, password: str) -> None:
     """An empty MariaDB that slurmdbd may fill."""
     data = lab.folder / "database"
+    temporary = lab.folder / "spool"  # each server removes what looks temporary there, another lab's too
     _run(
         program("mariadb-install-db"),
         "--no-defaults",
         "--user=root",
         f"--datadir={data}",
+        f"--tmpdir={temporary}",
         "--auth-root-authentication-method=normal",
         "--skip-test-db",
     )
@@ -84,6 +86,7 @@ def start_database(lab: Lab, port: int, password: str) -> None:
         "--no-defaults",
         "--user=root",
         f"--datadir={data}",
+        f"--tmpdir={temporary}",
         "--bind-address=127.0.0.1",
         f"--port={port}",
         f"--socket={lab.folder}/database.socket",

@@ -11,12 +11,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hpcstab.cli import main
-from hpcstab.cli.status import follow_campaign
+from hpcstab.cli.status import follow_campaign, hours, short_name, table_of
 from hpcstab.launch.ledger import ledger_path, updating
 from hpcstab.launch.queue import run_states
 from hpcstab.rundir import find_runs
@@ -178,6 +179,74 @@ def test_a_dry_run_shows_everything_and_creates_nothing(command: Command, tmp_pa
     assert "9 runs on cluster 'local'" in out
     assert "-m hpcstab.launch.start" in out
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("slurm_is", ["not installed", "not configured", "not answering"])
+def test_a_dry_run_for_a_cluster_whose_slurm_does_not_answer(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slurm_is: str
+) -> None:
+    why = {
+        "not installed": ("", "there is no sbatch here"),
+        "not configured": ("echo 'error: no configuration file' >&2; exit 1", "there is no Slurm here"),
+        "not answering": ("echo 'Slurmctld(primary) at x is DOWN'; exit 1", "controller does not answer"),
+    }
+    script, reason = why[slurm_is]
+    stand_in(tmp_path / "bin", monkeypatch, {"sbatch": "exit 1", "scontrol": script} if script else {})
+    code, out, err = command("submit", "swae3d", "--cluster", "delta", "--dry-run", "--seeds", "0")
+    assert code == 0
+    assert "#SBATCH --partition=gpuA100x4\n" in out
+    assert "#SBATCH --array=0-2%3\n" in out
+    assert err.startswith("hpcstab: this machine cannot submit to 'delta': ")
+    assert reason in err and err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bin"]
+    plan = json.loads(command("submit", "swae3d", "--cluster", "delta", "--dry-run", "--json")[1])
+    assert (plan["usable"], reason in plan["why"], "#SBATCH --mem=58G" in plan["script"]) == (False, True, True)
+    for wrong in (["--cluster", "dleta"], ["--cluster", "delta", "--seeds", "x"]):
+        assert command("submit", "swae3d", *wrong, "--dry-run")[:2] == (2, "")
+
+
+def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, commands: dict[str, str]) -> None:
+    """Programs on PATH, and of Slurm's no others."""
+    folder.mkdir()
+    for name, script in commands.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+
+
+def test_gpu_hours_are_shown_where_there_were_gpus(command: Command, root: Path) -> None:
+    campaign = submitted(command, "--seeds", "0-1", "--variants", "before")
+    wait_for_end(root, campaign)
+    plain = command("status")[1].splitlines()
+    assert plain[-1] == "2 runs: 2 completed"
+    column = plain[0].split("\t").index("GPU h")
+    assert [line.split("\t")[column] for line in plain[1:-1]] == ["", ""]
+    first, second = find_runs(root)
+    for run, num_gpus, taken_h in ((first, 2, 1.5), (second, 1, 0.001)):
+        attempt = json.loads(run.attempt_json(1).read_text())
+        end = attempt["start"] + 3600 * taken_h
+        run.attempt_json(1).write_text(json.dumps({**attempt, "devices": ["0", "1"][:num_gpus], "end": end}))
+    shown = command("status")[1].splitlines()
+    assert [line.split("\t")[column] for line in shown[1:-1]] == ["3.00", "<0.01"]
+    assert shown[-1] == "2 runs: 2 completed; 3.00 GPU-hours"
+    assert [round(run["gpu_hours"], 4) for run in json.loads(command("status", "--json")[1])] == [3.0, 0.001]
+
+
+def test_the_table_has_the_columns_that_tell_something(command: Command, root: Path) -> None:
+    submitted(command, "--seeds", "0", "--variants", "before")
+    (state,) = wait_for_end(root, next((root / ".submissions").glob("*.json")).stem)
+    for nothing_to_tell in (None, 0.004):
+        table = table_of([replace(state, gpu_hours=nothing_to_tell)], short_name)
+        assert "GPU h" not in [column.header for column in table.columns]
+    with_gpu = replace(state, gpu_hours=0.25, attempt=2)
+    assert {"GPU h", "attempt"} <= {column.header for column in table_of([with_gpu], short_name).columns}
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0"), (0.004, "<0.01"), (0.25, "0.25"), (12.34, "12.3"), (340.4, "340")]
+)
+def test_hours(count: float, text: str) -> None:
+    assert hours(count) == text
 
 
 def test_no_runs_is_an_answer(command: Command) -> None:

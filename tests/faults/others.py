@@ -115,7 +115,7 @@ class OtherLoop:
 
     def _tensors(self) -> dict[str, Tensor]:
         averages = list(self.average.module.parameters())
-        return _tensors_of(Ended(self.network.state_dict(), self.optimizer.state_dict()["state"], averages))
+        return _tensors_of(Ended(self.network.state_dict(), self.optimizer.state_dict()["state"], averages, None))
 
 
 def with_grad_scaler(cell: Cell) -> OtherResult:

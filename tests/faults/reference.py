@@ -23,6 +23,7 @@ class Ended:
     network: dict[str, Tensor]
     optimizer: dict[Any, dict[str, Tensor]]
     average: list[Tensor]
+    loss_scale: float | None
 
 
 def train_plainly(
@@ -51,7 +52,7 @@ def train_plainly(
         optimizer.step()
         for average, parameter in zip(averages, network.parameters(), strict=True):
             average.add_((parameter.detach() - average) * torch.tensor(1.0 - (config.trainer.ema_decay or 0.0)))
-    return Ended(network.state_dict(), optimizer.state_dict()["state"], averages)
+    return Ended(network.state_dict(), optimizer.state_dict()["state"], averages, scale)
 
 
 def _set_gradients(

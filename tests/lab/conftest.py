@@ -1,41 +1,21 @@
-"""A real Slurm for a test session. ``from tests.lab.conftest import lab, new_lab`` gives it to another folder."""
+"""A real Slurm for a test session, and more of them for tests that need their own."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import ExitStack
 
 import pytest
 
-from tests.lab.running_lab import RunningLab, why_no_lab
+from tests.lab.running_lab import RunningLab, lab_for_tests
 
 NewLab = Callable[..., RunningLab]
-
-
-@contextmanager
-def _stopped_at_the_end() -> Iterator[RunningLab]:
-    """A folder with a short name: Unix sockets lie in it."""
-    reason = why_no_lab()
-    if reason and os.environ.get("HPCSTAB_REQUIRE_LAB") != "1":
-        pytest.skip(reason)
-    folder = Path(tempfile.mkdtemp(prefix="lab-"))
-    lab = RunningLab(folder)
-    try:
-        yield lab
-    finally:
-        if (folder / "lab.json").exists():
-            lab.verb("down")
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[RunningLab]:
     """One that runs, with accounting, for all tests: each leaves its queue empty and its nodes idle."""
-    with _stopped_at_the_end() as running:
+    with lab_for_tests() as running:
         running.verb("up")
         yield running
 
@@ -46,7 +26,7 @@ def new_lab() -> Iterator[NewLab]:
     with ExitStack() as stack:
 
         def make(*switches: str) -> RunningLab:
-            running = stack.enter_context(_stopped_at_the_end())
+            running = stack.enter_context(lab_for_tests())
             if switches:
                 running.verb("up", *switches)
             return running

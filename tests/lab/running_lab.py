@@ -7,10 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 from tests.conftest import REPOSITORY
 
@@ -34,7 +38,7 @@ class RunningLab:
 
     def slurm(self, *command: str, expect: int = 0) -> str:
         """Run one of Slurm's own commands; what it printed on both streams."""
-        environment = os.environ | {"SLURM_CONF": str(self.folder / "conf/slurm.conf")}
+        environment = os.environ | {"SLURM_CONF": str(self.slurm_conf)}
         result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
         answer = result.stdout + result.stderr
         assert result.returncode == expect, answer
@@ -68,9 +72,18 @@ class RunningLab:
         rows = self.slurm("sinfo", "--noheader", "--Node", "--format=%N %T").splitlines()
         return dict(row.split() for row in rows)
 
+    @property
+    def slurm_conf(self) -> Path:
+        return self.folder / "conf/slurm.conf"
+
+    def configure(self, text: str) -> None:
+        """Give the running controller another slurm.conf."""
+        self.slurm_conf.write_text(text)
+        self.slurm("scontrol", "reconfigure")
+
     def cancel_all(self) -> None:
-        """Empty the queue, however the jobs take it."""
-        self.slurm("scancel", "--user=root", "--signal=KILL")
+        """Empty the queue; a step that would stay alive until KillWait is over dies of a signal that nobody handles."""
+        self.slurm("scancel", "--user=root", "--state=RUNNING", "--signal=USR1")
         self.slurm("scancel", "--user=root")
         self.wait(lambda: not self.slurm("squeue", "--noheader"), "the queue is empty")
 
@@ -97,13 +110,32 @@ class RunningLab:
         return found
 
 
+@contextmanager
+def lab_for_tests() -> Iterator[RunningLab]:
+    """A lab that is not started yet, and is stopped at the end. Where there can be none the test is skipped, or fails
+    with HPCSTAB_REQUIRE_LAB=1."""
+    reason = why_no_lab()
+    if reason and os.environ.get("HPCSTAB_REQUIRE_LAB") == "1":
+        pytest.fail(f"HPCSTAB_REQUIRE_LAB=1, and {reason}", pytrace=False)
+    if reason:
+        pytest.skip(reason)
+    folder = Path(tempfile.mkdtemp(prefix="lab-"))  # a short name: Unix sockets lie in it
+    lab = RunningLab(folder)
+    try:
+        yield lab
+    finally:
+        if (folder / "lab.json").exists():
+            lab.verb("down")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def why_no_lab() -> str | None:
     """One line on why a lab cannot start here without changing this machine; None where it can."""
     if os.geteuid():
         return "no lab: it needs root"
     missing = [name for name in ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd") if not _is_here(name)]
     if missing:
-        return f"no lab: {', '.join(missing)} not installed; `python jobs/lab/lab.py up` installs them"
+        return f"no lab: {', '.join(missing)} not installed; `python jobs/lab/lab.py install` does it"
     if subprocess.run(["unshare", "--uts", "true"], capture_output=True, check=False).returncode:
         return "no lab: `unshare --uts` is not allowed here"
     return None

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -137,6 +138,26 @@ def test_a_signal_ends_what_only_waits() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(StoppedError, match="SIGTERM"), signals.interrupting():
             pytest.fail("the signal came before: there is nothing to wait for")
+
+
+def test_signals_wait_until_somebody_listens_and_are_ignored_afterwards() -> None:
+    """With handlers between, as submitit sets them, that must never be called."""
+    code = """
+        import os, signal
+        from hpcstab.launch.signals import StopSignals, hold_back
+        numbers = (signal.SIGTERM, signal.SIGUSR2)
+        hold_back()
+        for number in numbers:
+            os.kill(os.getpid(), number)
+            signal.signal(number, lambda number, frame: os._exit(7))
+        with StopSignals(ignored_afterwards=True) as signals:
+            print(signals.requested())
+        for number in numbers:
+            os.kill(os.getpid(), number)
+        print("lives")
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout.split()) == (0, ["SIGUSR2", "lives"])
 
 
 def test_all_output_reaches_log_and_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -16,8 +16,9 @@ import pytest
 from hpcstab.launch.ledger import Job, Ledger, Resources, ledger_path, write_ledger
 from hpcstab.launch.machine import Process
 from hpcstab.launch.queue import run_state, run_states
-from hpcstab.launch.state import Evidence, answer
 from hpcstab.rundir import RunDir, begin_attempt, create_run_dir, end_attempt, write_json
+from hpcstab.state.evidence import Evidence
+from hpcstab.state.rule import answer
 
 NOW = 1_000_000.0
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,9 +25,11 @@ from hpcstab.launch.ledger import (
     submission_folder,
     write_ledger,
 )
+from hpcstab.launch.machine import Process
 from hpcstab.launch.queue import run_state
 from hpcstab.launch.scheduler import JobAnswer, expand_job_ids, parse_duration_s
 from hpcstab.rundir import RunDir, begin_attempt, end_attempt, write_json
+from hpcstab.state.answers import read_answers
 
 CAMPAIGN = "swae3d_20260101_000000"
 Command = Callable[[str, str], None]
@@ -96,7 +100,7 @@ def test_rows_of_many_tasks() -> None:
 
 def test_squeue_first_then_the_last_row_of_sacct(command: Command) -> None:
     command("squeue", "echo '5_0|RUNNING|None|2026-01-01T00:00:00|1:00|n1|a|b'")
-    command("sacct", "printf '5_1|PREEMPTED|a|n1|x\\n5_1|CANCELLED by 0|a|n2|x\\n5_0|FAILED|a|n1|x\\n'")
+    command("sacct", "printf '5_1|PREEMPTED|a|n1|0:0|x\\n5_1|CANCELLED by 0|a|n2|0:15|x\\n5_0|FAILED|a|n1|1:0|x\\n'")
     answers = scheduler.job_answers(["5_0", "5_1", "5_2"])
     assert (answers["5_0"].state, answers["5_0"].source, answers["5_0"].name) == ("RUNNING", "squeue", "a|b")
     assert (answers["5_1"].state, answers["5_1"].node, answers["5_1"].source) == ("CANCELLED", "n2", "sacct")
@@ -206,7 +210,7 @@ def test_ids_that_nobody_wrote_down_are_found_by_name(command: Command, tmp_path
         ("TIMEOUT", None, "SIGUSR2", "running", False, ("timeout", "attempt 1: SIGUSR2")),
         ("PREEMPTED", None, "SIGTERM", "running", False, ("preempted", "attempt 1: SIGTERM")),
         ("NODE_FAIL", None, "", "running", False, ("lost", "Slurm says NODE_FAIL on n1, the trainer nothing")),
-        ("FAILED", None, None, None, False, ("failed", "its job ended before its first attempt")),
+        ("FAILED", None, None, None, False, ("failed", "its job ended before its first attempt and printed nothing")),
         (None, None, "", "running", False, ("running", None)),
         (
             None,
@@ -246,6 +250,163 @@ def test_states(
     said = {"5_0": Scheduled(answer, time.time())} if slurm_says else {}
     state = run_state(run, ledger, ledger.jobs[0], Answers(time.time(), None, said))
     assert (state.state, state.detail or None) == (expected[0], expected[1] or None)
+
+
+OUR_QUEUE = {"cluster": "lab", "uid": 7}
+
+
+@pytest.mark.parametrize(
+    ("whose", "problem", "age_s", "expected"),
+    [
+        (OUR_QUEUE, None, 0, True),
+        ({"cluster": "delta", "uid": 7}, None, 0, False),
+        ({"cluster": "lab", "uid": 8}, None, 0, False),
+        ({}, None, 0, False),
+        (OUR_QUEUE, "Slurm's controller does not answer", 0, False),
+        (OUR_QUEUE, None, 10_000, False),
+    ],
+)
+def test_absence_counts_only_in_the_right_queue(
+    tmp_path: Path, whose: dict[str, Any], problem: str | None, age_s: float, expected: bool
+) -> None:
+    ledger = settled(slurm_ledger(tmp_path, ["m/v/a"], ["5"]))
+    now = time.time()
+    assert Answers(now - age_s, problem, {}, **whose).lacks(ledger, ledger.jobs[0]) is expected
+    before = {"5": Scheduled(JobAnswer("5", CAMPAIGN, "RUNNING", None, None, "n1", "squeue"), now - age_s)}
+    assert not Answers(now - age_s, problem, before, **whose).lacks(ledger, ledger.jobs[0]), "it was named just now"
+
+
+def settled(ledger: Ledger, age_s: float = 3600.0) -> Ledger:
+    """As if it had been submitted so long ago, to the queue of ``OUR_QUEUE``."""
+    assert ledger.slurm is not None
+    slurm = ledger.slurm.model_copy(update={"cluster_name": "lab", "uid": 7})
+    return ledger.model_copy(update={"slurm": slurm, "created": time.time() - age_s})
+
+
+@pytest.mark.parametrize(
+    ("job_id", "attempt_ended", "silent_s", "age_s", "expected"),
+    [
+        ("5_0", None, 0, 3600, ("lost", "Slurm no longer knows job 5_0; its node probably does not see ")),
+        ("5_0", "", 900, 3600, ("lost", "Slurm no longer knows job 5_0; last sign of life 900 s ago")),
+        ("5_0", "SIGTERM", 900, 3600, ("stopped", "SIGTERM")),
+        ("5_0", "time_limit", 900, 3600, ("timeout", "")),
+        (None, None, 0, 3600, ("lost", "was never queued: its submission was interrupted; submit it again")),
+        (
+            None,
+            None,
+            0,
+            60,
+            ("unknown", "its submission was interrupted; that Slurm has no job of it is certain from "),
+        ),
+    ],
+)
+def test_a_job_that_is_in_no_queue(
+    tmp_path: Path,
+    job_id: str | None,
+    attempt_ended: str | None,
+    silent_s: float,
+    age_s: float,
+    expected: tuple[str, str],
+) -> None:
+    run = RunDir(tmp_path / "swae3d/before/20260101_000000_s0_00000000")
+    run.path.mkdir(parents=True)
+    ledger = settled(slurm_ledger(tmp_path, [run.run_id], [job_id]), age_s)
+    if attempt_ended is not None:
+        begin_attempt(run, {"node": "n1", "job_id": "5_0", "start": time.time() - 1800})
+        if attempt_ended:
+            end_attempt(run, 1, attempt_ended, 3)
+        write_json(run.status_json, {"state": "running", "step": 3, "time": time.time() - silent_s, "attempt": 1})
+    state = run_state(run, ledger, ledger.jobs[0], Answers(time.time(), None, {}, **OUR_QUEUE))
+    assert (state.state, str(state.detail or "")[: len(expected[1])]) == expected
+    ledger.jobs[0].cancelled_at = time.time()
+    asked = run_state(run, ledger, ledger.jobs[0], Answers(time.time(), None, {}, **OUR_QUEUE))
+    assert asked.state == ("timeout" if attempt_ended == "time_limit" else "cancelled")
+
+
+def test_a_submission_that_is_under_way(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "swae3d/before/20260101_000000_s0_00000000")
+    run.path.mkdir(parents=True)
+    ledger = settled(slurm_ledger(tmp_path, [run.run_id], [None]))
+    ledger = ledger.model_copy(update={"owner": Process.current()})
+    write_ledger(ledger_path(tmp_path, CAMPAIGN), ledger)
+    state = run_state(run, ledger, ledger.jobs[0], Answers(time.time(), None, {}, **OUR_QUEUE))
+    assert (state.state, state.detail) == ("queued", "is being submitted")
+
+
+def test_who_was_asked_is_known_where_a_job_is_missing(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm_ledger(tmp_path, ["m/v/a"], ["5"])
+    command("sacct", "exit 1")
+    command("scontrol", "echo 'ClusterName = lab'")
+    command("squeue", f"echo '5|RUNNING|None|x|1:00|n1|{CAMPAIGN}'")
+    assert (scheduler_answers(tmp_path).cluster, calls(tmp_path, "scontrol")) == (None, 0)
+    command("squeue", "true")
+    assert scheduler_answers(tmp_path, min_age_s=0).cluster == "lab"
+    assert read_answers(tmp_path).uid == os.getuid()
+
+
+def test_jobs_that_left_the_queue_nameless_are_found_in_accounting(command: Command, tmp_path: Path) -> None:
+    slurm_ledger(tmp_path, ["m/v/a"], [None])
+    command("scontrol", "echo 'ClusterName = lab'")
+    command("squeue", "true")
+    command("sacct", f'echo "$*" > {tmp_path}/asked; echo "9|COMPLETED|x|n1|0:0|{CAMPAIGN}"')
+    answers = scheduler_answers(tmp_path)
+    assert f"--name={CAMPAIGN} -S 20" in (tmp_path / "asked").read_text()
+    ledger = read_ledger(ledger_path(tmp_path, CAMPAIGN))
+    assert ledger.jobs[0].job_id == "9"
+    assert not answers.lacks(ledger, ledger.jobs[0])
+
+
+SEES_NO_ROOT = "node n1 does not see '{root}', or may not write there: put --root on a file system that the nodes share"
+
+
+@pytest.mark.parametrize(
+    ("reason", "exit_code", "printed", "expected"),
+    [
+        ("JobLaunchFailure", None, None, SEES_NO_ROOT),
+        ("RaisedSignal:53(Real-time_signal_19)", None, None, SEES_NO_ROOT),
+        (None, "0:53", None, SEES_NO_ROOT),
+        ("NonZeroExitCode", "1:0", None, "its job ended before its first attempt and printed nothing"),
+        ("JobLaunchFailure", None, "", "its job ended before its first attempt and printed nothing"),
+        (
+            "NonZeroExitCode",
+            None,
+            "slurmstepd-n1: error: execve(): /a/bin/python: No such file or directory\nsrun: error: n1: x\n",
+            "node n1 does not see /a/bin/python: install hpcstab on a file system that the nodes share",
+        ),
+        (
+            "NonZeroExitCode",
+            None,
+            "Traceback (most recent call last):\nModuleNotFoundError: No module named 'hpcstab'\nsrun: error: x\n",
+            "node n1: No module named 'hpcstab': install hpcstab on a file system that the nodes share",
+        ),
+        (
+            "NonZeroExitCode",
+            None,
+            "hpcstab: /r/run.json: is not a JSON mapping\nlater noise\nsrun: error: x\n",
+            "its job ended before its first attempt: /r/run.json: is not a JSON mapping",
+        ),
+        (
+            None,
+            "127:0",
+            "line 30: srun: command not found\n\n",
+            "its job ended before its first attempt: line 30: srun: command not found",
+        ),
+    ],
+)
+def test_why_a_job_ended_before_its_first_attempt(
+    tmp_path: Path, reason: str | None, exit_code: str | None, printed: str | None, expected: str
+) -> None:
+    run = RunDir(tmp_path / "swae3d/before/20260101_000000_s0_00000000")
+    run.path.mkdir(parents=True)
+    ledger = slurm_ledger(tmp_path, [run.run_id], ["5_0"])
+    if printed is not None:
+        (submission_folder(ledger_path(tmp_path, CAMPAIGN)) / "5_0_0_log.out").write_text(printed)
+    answer = JobAnswer("5_0", CAMPAIGN, "FAILED", reason, None, "n1", "sacct", exit_code)
+    said = Answers(time.time(), None, {"5_0": Scheduled(answer, time.time())})
+    state = run_state(run, ledger, ledger.jobs[0], said)
+    assert (state.state, state.detail) == ("failed", expected.format(root=tmp_path))
 
 
 @pytest.mark.parametrize("older", ["PENDING", "PREEMPTED"])

@@ -15,6 +15,8 @@ import yaml
 from hpcstab.config import Experiment, load_experiment, parse_overrides, resolve
 from hpcstab.identity import create_run
 from hpcstab.judgement import judge
+from hpcstab.launch.ledger import Job, Ledger, Resources, ledger_path, write_ledger
+from hpcstab.launch.machine import Process
 from hpcstab.metrics import PROBES_COLUMNS, CsvAppender, EventLog, evals_header, metrics_header
 from hpcstab.rundir import RunDir, begin_attempt, end_attempt, write_json
 
@@ -49,8 +51,12 @@ def make_run(  # noqa: PLR0913 - a run has that many sides
     """
     run = create(root, variant, seed, settings, campaign, scale)
     if state == "queued":
+        write_queued(root, run)
         return run
-    attempt = begin_attempt(run, {"node": "node"})
+    process = Process.current()
+    if state == "lost":
+        process = process.model_copy(update={"pid_start": process.pid_start - 1})  # somebody else has its pid now
+    attempt = begin_attempt(run, {"node": "node", "process": process.model_dump()})
     write_json(run.task_json, task_json())
     if steps:
         write_rows(run, seed, steps, fails_at, masked)
@@ -175,6 +181,23 @@ def write_status(run: RunDir, state: str, steps: int, fails_at: int | None) -> N
             "judgement": judge(run).as_json() if ended else None,
         },
     )
+
+
+def write_queued(root: Path, run: RunDir) -> None:
+    """A ledger of its own for a run whose submitter lives."""
+    number = len(list((root / ".submissions").glob("*.json")))
+    resources = Resources(parallel_runs=1, threads_per_run=1, gpus_per_run=0, devices=None, time_limit_s=60.0)
+    ledger = Ledger(
+        campaign=f"queued_20261122_{number:06d}",
+        cluster="local",
+        executor="local",
+        created=time.time(),
+        request=[],
+        resources=resources,
+        owner=Process.current(),
+        jobs=[Job(index=0, run_id=run.run_id)],
+    )
+    write_ledger(ledger_path(root, ledger.campaign), ledger)
 
 
 def campaign_of(root: Path, seeds: int = 3) -> list[RunDir]:

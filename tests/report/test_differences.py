@@ -43,3 +43,15 @@ def test_durations_are_one_value_and_an_unreadable_config_is_a_question_mark(tmp
     runs[2].config_yaml.unlink()
     found = {d.key: d for d in config_differences(section_of(runs))}
     assert found["trainer.evaluate_every"].values == ("100 steps", "2 epochs", "?")
+
+
+def test_guards_are_one_row_and_one_word(tmp_path: Path) -> None:
+    runs = [
+        make_run(tmp_path, "before"),
+        make_run(tmp_path, "cured"),
+        make_run(tmp_path, "cured", settings=("stability.guards.stalled=null",)),
+    ]
+    found = {d.key: d for d in config_differences(section_of(runs)) if d.key.startswith("stability.guards")}
+    assert list(found) == ["stability.guards"]
+    assert found["stability.guards"].values == ("none", "default", "default with stalled=None")
+    assert [setter and setter.name for setter in found["stability.guards"].setters] == [None, "hardened", "--set"]

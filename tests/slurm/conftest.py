@@ -1,66 +1,62 @@
-"""A real Slurm of our own, started once for these tests and stopped after them."""
+"""A real Slurm of our own for each process that runs these tests, and the run that nothing happens to."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from hpcstab.errors import HpcstabError
-from hpcstab.launch.queue import RunState, run_states
-from tests.conftest import REPOSITORY
+from hpcstab.launch.clusters import load_cluster
+from hpcstab.launch.submit import submit
+from hpcstab.rundir import RunDir, find_runs, read_json
+from tests.lab.running_lab import RunningLab as Lab
+from tests.lab.running_lab import lab_for_tests
+from tests.slurm.runs import planned_runs
+from tests.slurm.waiting import wait_for, wait_for_end
 
-LAB = Path(os.environ.get("HPCSTAB_LAB_SCRIPT", REPOSITORY / "jobs/lab/lab.py"))
-UP_S = 120
-
-
-class Lab:
-    """The verbs of jobs/lab, on a folder with a short name: Unix sockets lie in it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def verb(self, *words: str) -> str:
-        environment = {**os.environ, "HPCSTAB_LAB": str(self.folder)}
-        done = subprocess.run(
-            [sys.executable, str(LAB), *words], env=environment, capture_output=True, text=True, timeout=UP_S
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout.strip()
+__all__ = ["Lab", "refusal", "wait_for", "wait_for_end"]
 
 
 @pytest.fixture(scope="session")
 def running_lab() -> Iterator[Lab]:
-    if not LAB.exists() or os.geteuid() or shutil.which("slurmctld") is None:
-        pytest.skip("needs the lab: jobs/lab, root, and Slurm's packages (`make slurm-up`)")
-    folder = Path(tempfile.mkdtemp(prefix="lab-"))
-    lab = Lab(folder)
-    try:
+    with lab_for_tests() as lab:
         lab.verb("up")
         yield lab
-    finally:
-        if (folder / "lab.json").exists():
-            lab.verb("down")
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def running_user_signal_lab() -> Iterator[Lab]:
+    with lab_for_tests() as lab:
+        lab.verb("up", "--user-signal", "--no-accounting")
+        yield lab
+
+
+@contextmanager
+def _entered(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+    """The lab, for this process and all that it starts; its queue is empty afterwards."""
+    monkeypatch.setenv("SLURM_CONF", str(lab.slurm_conf))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    # what a test sees is what Slurm says now
+    monkeypatch.setattr("hpcstab.launch.answers.MIN_AGE_S", 0.5)
+    yield lab
+    lab.cancel_all()
 
 
 @pytest.fixture
 def lab(running_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
-    """The lab, for this process and all that it starts; its queue is empty afterwards."""
-    setting = running_lab.verb("env").removeprefix("export SLURM_CONF=").strip("'\"")
-    monkeypatch.setenv("SLURM_CONF", setting)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    # what a test sees is what Slurm says now
-    monkeypatch.setattr("hpcstab.launch.answers.MIN_AGE_S", 0.5)
-    yield running_lab
-    subprocess.run(["scancel", "--quiet", "-u", "root"], check=False, timeout=30)
+    with _entered(running_lab, monkeypatch) as lab:
+        yield lab
+
+
+@pytest.fixture
+def user_signal_lab(running_user_signal_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+    """With preempt_send_user_signal, and without accounting."""
+    with _entered(running_user_signal_lab, monkeypatch) as lab:
+        yield lab
 
 
 @pytest.fixture
@@ -68,17 +64,36 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
-def wait_for(condition: Callable[[], object], what: str, patience_s: float) -> None:
-    deadline = time.monotonic() + patience_s
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {patience_s:.0f} s for: {what}"
-        time.sleep(0.3)
+@pytest.fixture(scope="session")
+def started_uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root of a run that trains on this machine, without Slurm; one for all processes that run these tests."""
+    folder = tmp_path_factory.getbasetemp()
+    root = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "uninterrupted"
+    try:
+        root.mkdir()
+    except FileExistsError:
+        return root  # another process was first
+    cluster = load_cluster("local").model_copy(update={"threads_per_run": 1})
+    submit(planned_runs(), "swae3d", cluster, root)
+    return root
 
 
-def wait_for_end(root: Path, campaign: str, patience_s: float) -> list[RunState]:
-    """The states once all runs have ended."""
-    wait_for(lambda: not any(state.is_open for state in run_states(root, campaign)), f"end of {campaign}", patience_s)
-    return run_states(root, campaign)
+@pytest.fixture
+def uninterrupted(started_uninterrupted: Path) -> Callable[[], RunDir]:
+    """Waits for its end, so that it trains while tests wait for Slurm."""
+
+    def completed() -> RunDir | None:
+        runs = find_runs(started_uninterrupted)
+        ended = runs and (read_json(runs[0].status_json) or {}).get("state") == "completed"
+        return runs[0] if ended else None
+
+    def wait() -> RunDir:
+        wait_for(completed, "the end of the uninterrupted run", 300)
+        run = completed()
+        assert run is not None
+        return run
+
+    return wait
 
 
 def refusal(action: Callable[[], object]) -> tuple[int, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -23,13 +23,17 @@ def spike_guard(**changes: Any) -> SpikeGuard:
     return SpikeGuard(**{"window": 8, "min_updates": 4, "deviations": 5.0, "ratio": 3.0, "refresh_every": 1, **changes})
 
 
+def update(index: int, loss: float, norm: float, readings: Mapping[str, float] | None = None) -> Update:
+    return Update(index, index, 0, loss, norm, readings or {})
+
+
 def make_guards(**changes: Any) -> Guards:
     return Guards(StreakGuard(3), spike_guard(**changes), None, {"stalled": StalledGuard(4, 0.0, Verdict.HALT)})
 
 
 def feed(guards: Guards, losses: Sequence[float], first: int = 0) -> None:
     for index, loss in enumerate(losses, first):
-        guards.applied(Update(index, loss, 1.0))
+        guards.applied(update(index, loss, 1.0))
 
 
 def test_the_delay_covers_the_lag() -> None:
@@ -60,7 +64,7 @@ def test_no_threshold_before_the_window_has_enough() -> None:
         loss, norm = guards.thresholds(index)
         assert norm == NEVER
         assert (loss == NEVER) == (index - DELAY < 4)
-        guards.applied(Update(index, 1.0, 1.0))
+        guards.applied(update(index, 1.0, 1.0))
 
 
 def test_a_threshold_does_not_depend_on_how_late_the_host_is() -> None:
@@ -72,7 +76,7 @@ def test_a_threshold_does_not_depend_on_how_late_the_host_is() -> None:
         for index in range(60):
             for ahead in range(lag + 1):  # launched ahead, refused, launched again
                 seen.setdefault(index + ahead, set()).add(guards.thresholds(index + ahead)[0])
-            guards.applied(Update(index, losses[index], 1.0))
+            guards.applied(update(index, losses[index], 1.0))
     assert all(len(values) == 1 for values in seen.values())
     assert len({next(iter(values)) for values in seen.values()}) > 10
 
@@ -82,7 +86,7 @@ def test_a_threshold_changes_only_at_its_refreshments() -> None:
     thresholds = []
     for index in range(40):
         thresholds.append(guards.thresholds(index)[0])
-        guards.applied(Update(index, 1.0 + index, 1.0))
+        guards.applied(update(index, 1.0 + index, 1.0))
     changes = [index for index in range(1, 40) if thresholds[index] != thresholds[index - 1]]
     assert changes == [index for index in range(5 + DELAY, 40) if (index - DELAY) % 5 == 0]
 
@@ -98,7 +102,7 @@ def test_refused_steps_in_a_row() -> None:
     guards.restart()
     assert guards.due(4) is None
     assert guards.streak.began_at == 10  # a rollback goes to before all of it
-    guards.applied(Update(4, 1.0, 1.0))
+    guards.applied(update(4, 1.0, 1.0))
     assert (guards.streak.num_skips, guards.streak.began_at) == (0, None)
 
 
@@ -121,6 +125,27 @@ def test_the_largest_verdict_counts() -> None:
     assert due.verdict == Verdict.HALT
 
 
+def test_a_new_objective_begins_a_new_window() -> None:
+    """A threshold rests on steps with the weights of its own; while a weight ramps up there are none."""
+    guards = make_guards()
+    for index in range(8):
+        guards.applied(Update(index, 2 * index, 0, 1.0, 1.0))  # every other step was refused
+    assert guards.thresholds(10, since=0)[0] == 3.0
+    assert guards.thresholds(10, since=8)[0] == 3.0  # the updates 4 to 7
+    assert guards.thresholds(10, since=10)[0] == NEVER  # three of them are too few
+    restored = make_guards()
+    restored.load_state_dict(json.loads(json.dumps(guards.state_dict())))
+    assert restored.thresholds(10, since=8)[0] == 3.0
+    assert restored.thresholds(10, since=10)[0] == NEVER
+
+
+def test_learning_is_not_stalled_by_a_term_that_came_on() -> None:
+    guard = StalledGuard(4, 0.0, Verdict.HALT)
+    losses = [3.0] * 4 + [9.0] * 4 + [8.0] * 4 + [8.5] * 4
+    found = [guard.see(Update(index, index, 4 if index >= 4 else 0, loss, 1.0)) for index, loss in enumerate(losses)]
+    assert [index for index, finding in enumerate(found) if finding] == [15]
+
+
 def test_a_restart_empties_the_windows() -> None:
     guards = make_guards()
     feed(guards, [1.0] * 10)
@@ -139,7 +164,7 @@ def test_state_survives_json_and_goes_on_alike() -> None:
         parts = make_guards(refresh_every=3)
         parts.load_state_dict(state)
         assert parts.thresholds(index) == whole.thresholds(index)
-        assert parts.applied(Update(index, loss, 1.0)) == whole.applied(Update(index, loss, 1.0))
+        assert parts.applied(update(index, loss, 1.0)) == whole.applied(update(index, loss, 1.0))
         assert parts.due(index + 3) == whole.due(index + 3)
     assert parts.state_dict() == whole.state_dict()
 
@@ -157,7 +182,7 @@ def test_state_survives_json_and_goes_on_alike() -> None:
 )
 def test_stalled_learning(losses: list[float], found: bool) -> None:
     guard = StalledGuard(4, 0.05, Verdict.CONTINUE)
-    findings = [guard.see(Update(index, loss, 1.0)) for index, loss in enumerate(losses)]
+    findings = [guard.see(update(index, loss, 1.0)) for index, loss in enumerate(losses)]
     assert any(findings) == found
 
 
@@ -194,15 +219,15 @@ def drift_readings(mean_shift: float = 0.1, var_ratio: float = 1.5, largest_var:
 )
 def test_batchnorm_drift(readings: dict[str, float], what: str | None) -> None:
     guard = DriftGuard(5.0, 10.0, 20.0, Verdict.ROLLBACK)
-    assert guard.see(Update(0, 1.0, 1.0, drift_readings())) is None
-    finding = guard.see(Update(1, 1.0, 1.0, readings))
+    assert guard.see(update(0, 1.0, 1.0, drift_readings())) is None
+    finding = guard.see(update(1, 1.0, 1.0, readings))
     assert (finding.data["what"] if finding else None) == what
     assert finding is None or (finding.verdict, finding.data["layer"]) == (Verdict.ROLLBACK, "encoder.1")
 
 
 def headroom_updates(guard: HeadroomGuard, figures: Sequence[tuple[float, float]]) -> list[Finding | None]:
     return [
-        guard.see(Update(index, 1.0, 1.0, {LARGEST_GRADIENT: gradient, LOSS_SCALE: scale}))
+        guard.see(update(index, 1.0, 1.0, {LARGEST_GRADIENT: gradient, LOSS_SCALE: scale}))
         for index, (gradient, scale) in enumerate(figures)
     ]
 
@@ -211,7 +236,7 @@ def test_headroom_warns_before_the_overflow() -> None:
     guard = HeadroomGuard(0.5, 1, Verdict.CONTINUE)
     found = headroom_updates(guard, [(1.0, 4.0), (LARGEST_FP16 * 0.4, 4.0), (LARGEST_FP16 * 0.6, 4.0), (math.nan, 4.0)])
     assert [finding is not None for finding in found] == [False, False, True, True]
-    assert guard.see(Update(9, 1.0, 1.0)) is None  # no health check in this step
+    assert guard.see(update(9, 1.0, 1.0)) is None  # no health check in this step
 
 
 def test_headroom_warns_of_a_scale_that_only_falls() -> None:

@@ -217,10 +217,12 @@ def test_open_is_a_bare_loop_with_a_capsule(tmp_path: Path) -> None:
     assert same(dict(read_capsule(tmp_path / "step_00000006").state["network"]), dict(other_network.state_dict()))
 
 
-def scaled(mode: Any, spoilt: tuple[int, ...], initial: float) -> tuple[Any, nn.Module, torch.amp.GradScaler]:
+def scaled(
+    mode: Any, spoilt: tuple[int, ...], initial: float, capsules: Path | None = None
+) -> tuple[Any, nn.Module, torch.amp.GradScaler]:
     network, optimizer = small(False, momentum=0.0)  # GradScaler itself loses a momentum whose first step it skips
     scaler = torch.amp.GradScaler("cpu", init_scale=initial, growth_interval=3)
-    hardened = harden(network, optimizer, mode=mode, scaler=scaler)
+    hardened = harden(network, optimizer, mode=mode, scaler=scaler, capsules=capsules)
     for batch in hardened.batches(data(*spoilt, count=12)):
         with torch.autocast("cpu", torch.float16):
             loss = loss_of(network, batch)
@@ -245,6 +247,14 @@ def test_the_users_scaler_is_driven_by_the_gate() -> None:
     assert same(network.state_dict(), other_network.state_dict())
     assert scaler.state_dict() == other.state_dict()
     assert other.state_dict()["scale"] == 128.0
+
+
+def test_a_scale_that_backs_off_writes_no_capsule(tmp_path: Path) -> None:
+    hardened, _, _ = scaled("closed", (5,), 2.0**20, tmp_path)
+    kinds = [event["kind"] for event in hardened.events]
+    assert kinds.index("rescaled") < kinds.index("capsule_saved")
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000005"]
+    assert read_capsule(tmp_path / "step_00000005").facts["reason"] == "nonfinite_loss"
 
 
 @pytest.mark.parametrize(("mode", "spoilt"), [("closed", ()), ("closed", (5,)), ("step_only", (4, 5))])

@@ -17,14 +17,16 @@ from hpcstab.checkpoint.format import MANIFEST, STATE
 from hpcstab.cli import replay as verb
 from hpcstab.config import load_experiment, parse_overrides, resolve
 from hpcstab.errors import EXIT_NO_ANSWER, EXIT_WRONG_REQUEST, CheckpointError, ConfigError, HpcstabError
-from hpcstab.execute import Replayed, execute, replay
+from hpcstab.execute import execute, replay
 from hpcstab.identity import create_run
 from hpcstab.rundir import RunDir
 from hpcstab.stability.capsule import read_capsule, write_capsule
 from hpcstab.stability.failing_step import FailingStep, Measured
 from hpcstab.stability.last_update import take_back
+from hpcstab.stability.loss_scale import LossScale
 from hpcstab.stability.random_state import take_random_state
 from hpcstab.stability.replay import replay as replay_step
+from hpcstab.stability.replayed import Replayed
 from tests.stability.replayable import FAULTY_STEP, Config, Task, config_with
 from tests.test_architecture import PACKAGE, imports_of
 from tests.training.toy import toy_trainer
@@ -282,7 +284,9 @@ def test_a_spike_is_finite_as_it_was(tmp_path: Path) -> None:
     assert "refused" in replayed.replay.advice.line
 
 
-def test_a_loss_scale_that_is_too_large(tmp_path: Path) -> None:
+def test_a_loss_scale_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the scale could back off no capsule would be written."""
+    monkeypatch.setattr(LossScale, "can_back_off", False)
     precision = {"dtype": "fp16", "loss_scale": {"initial": 2.0**30, "growth_every": 100}}
     run = failed_run(tmp_path, config_with("none", precision=precision, stability={"gate": "closed"}))
     replayed = replay(run.capsule(0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from hpcstab.metrics import read_events, read_history, read_rows
 from hpcstab.rundir import RunDir
 from hpcstab.seeds import keyed_seed
 from hpcstab.stability.capsule import read_capsule
+from hpcstab.task import StepContext
 from hpcstab.training import Trainer
+from hpcstab.training.replaying import replay_capsule
 from tests.training.toy import Config, ToyTask, toy_config, toy_trainer
 
 NUM_STEPS = 20
@@ -221,7 +223,49 @@ def test_fp16_overflow_costs_a_step_and_no_batch(tmp_path: Path) -> None:
     history = read_history(run.metrics_csv)
     assert {row["outcome"] for row in history.values()} == {"applied"}
     assert "rescaled" in [row["outcome"] for row in read_rows(run.metrics_csv)]
-    assert "first_nonfinite" not in [event["kind"] for event in read_events(run.events_jsonl)]
+    assert not {"first_nonfinite", "capsule_saved"} & {event["kind"] for event in read_events(run.events_jsonl)}
+
+
+class WithoutGradient(ToyTask):
+    """The loss of step 7 is finite and its gradient is not: no loss scale cures that."""
+
+    def loss_terms(self, network: nn.Module, batch: Any, context: StepContext) -> Mapping[str, Tensor]:
+        terms = super().loss_terms(network, batch, context)
+        if context.step != 7:
+            return terms
+        return {**terms, "mse": terms["mse"] + (network(batch[0]) * 0).square().sum().sqrt()}
+
+
+@pytest.mark.parametrize("gate", ["step_only", "closed"])
+def test_overflows_leave_the_capsules_to_the_first_real_failure(tmp_path: Path, gate: str) -> None:
+    """Eight capsules a run: the scale backs off more often than that before step 7, and each time it costs none."""
+    config = closed(
+        precision={"dtype": "fp16", "loss_scale": {"initial": 2.0**24, "growth_every": 1}}, stability={"gate": gate}
+    )
+    run, trainer = toy_trainer(tmp_path, WithoutGradient(config), config)
+    trainer.train()
+    trainer.records.close()
+    told = [event for event in read_events(run.events_jsonl) if event["kind"].startswith("capsule")]
+    assert [(event["kind"], event["step"]) for event in told] == [("capsule_saved", 7)]
+    capsule = read_capsule(run.capsule(7))
+    assert capsule.facts["reason"] == "nonfinite_gradient"
+    replayed = replay_capsule(WithoutGradient(config), config, capsule, torch.device("cpu"))
+    assert replayed.same is True
+    assert replayed.finding.root is not None and "SqrtBackward" in str(replayed.finding.as_json()["creator"]["node"])
+
+
+def test_a_look_at_an_overflow_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = closed(
+        precision={"dtype": "fp16", "loss_scale": {"initial": 2.0**24, "growth_every": 2}}, trainer={"ema_decay": 0.5}
+    )
+    _, looked = trained(tmp_path / "looked", ToyTask(config), config)
+    monkeypatch.setattr("hpcstab.training.recovery._write_capsule_of_failure", lambda *_: True)
+    _, other = trained(tmp_path / "other", ToyTask(config), config)
+    assert same(dict(looked.network.state_dict()), dict(other.network.state_dict()))
+    assert same(looked.optimizer.state_dict()["state"], other.optimizer.state_dict()["state"])
+    gates = looked.runner.gate, other.runner.gate
+    assert same(*[gate.loss_scale.state_dict() for gate in gates if gate.loss_scale])
+    assert same(*[gate.ema.state_dict() for gate in gates if gate.ema])
 
 
 def test_a_checkpoint_remembers_gate_scale_and_average(tmp_path: Path) -> None:

@@ -101,10 +101,37 @@ def test_a_spike_is_refused_in_its_own_step_and_leaves_nothing(tmp_path: Path, l
     assert judge(other_run).unmasked.answer == "no"
 
 
+class Switched(ToyTask):
+    """The second term is a thousand times larger than the first."""
+
+    def loss_terms(self, network: Any, batch: Any, context: Any) -> Any:
+        terms = super().loss_terms(network, batch, context)
+        return {**terms, "size": terms["size"] * 1000 + 1000}
+
+
+@pytest.mark.parametrize(("ramp", "spike"), [(0, 17), (3, 19)])
+def test_a_term_that_comes_on_by_its_phase_is_no_spike(tmp_path: Path, ramp: int, spike: int) -> None:
+    """The windows begin anew with the weights; a spike behind it is refused again."""
+    phases = {"size": {"start": {"steps": 8}, "ramp": {"steps": ramp}}}
+    config = guarded(
+        losses={"weights": {"mse": 1.0, "size": 1.0}, "phases": phases},
+        trainer={"max_steps": 24, "probe_every": {"steps": 50}},
+    )
+    run, trainer, state = trained(tmp_path, Switched(config, times(1e7, spike)), config)
+    assert state == "completed"
+    assert [(event["step"], event["data"]["reason"]) for event in events(run, "step_refused")] == [(spike, "spike")]
+    rows = read_history(run.metrics_csv)
+    assert float(rows[7]["loss"]) < 100 < 300 < float(rows[8]["loss"])
+    assert trainer.runner.objective.unchanged_since(7) == 0
+    assert [trainer.runner.objective.unchanged_since(step) for step in (8, 9, 10, 11)] == (
+        [8, 9, 10, 10] if ramp else [8, 8, 8, 8]
+    )
+
+
 def test_refused_steps_in_a_row_climb_rung_by_rung(tmp_path: Path) -> None:
     """Skips, a back-off, a rollback to before the trouble, the end: each with its numbers."""
     config = guarded(
-        trainer={"max_steps": 40, "nonfinite_budget": 100},
+        trainer={"max_steps": 40, "nonfinite_budget": 1},  # which is for trainings without guards
         stability={"guards": guards(ladder={"max_backoffs": 1, "max_rollbacks": 1})},
     )
     run, trainer, state = trained(tmp_path, Faulty(config, nan_at(*range(12, 40))), config)
@@ -123,6 +150,14 @@ def test_refused_steps_in_a_row_climb_rung_by_rung(tmp_path: Path) -> None:
     assert (status["state"], status["first_nonfinite_step"]) == ("halted", 12)
     assert trainer.step == 15
     assert judge(run).learned.answer == "no"
+
+
+def test_without_guards_the_budget_ends_the_run(tmp_path: Path) -> None:
+    """The gate refuses them all the same: three in a row are divergence."""
+    config = guarded(trainer={"nonfinite_budget": 3}, stability={"guards": "none"})
+    run, trainer, state = trained(tmp_path, Faulty(config, nan_at(*range(12, 40))), config)
+    assert (state, trainer.step) == ("diverged", 15)
+    assert not events(run, "backoff", "rollback", "halted")
 
 
 def test_a_backoff_lowers_the_learning_rate_from_its_step_on(tmp_path: Path) -> None:
@@ -152,12 +187,19 @@ def spiking(config: Config) -> ToyTask:
     return ToyTask(config, times(1000, 8, 11, 12, 13, 16))
 
 
+def switched(config: Config) -> ToyTask:
+    """Spikes around a phase, one of them in its first step."""
+    return Switched(config, times(1e7, 6, 8, 13, 14))
+
+
 def failing(config: Config) -> ToyTask:
     return TooFast(config, 0.003, 8, 11, 12, 16, 17)
 
 
+PHASE = {"weights": {"mse": 1.0, "size": 1.0}, "phases": {"size": {"start": {"steps": 8}, "ramp": {"steps": 0}}}}
 SCENARIOS: dict[str, tuple[Callable[[Config], ToyTask], dict[str, Any], list[str]]] = {
     "spikes": (spiking, {}, ["backoff"]),
+    "phases": (switched, {}, []),
     "failures": (failing, {"streak": {"max_skips": 2}, "ladder": {"max_backoffs": 1}}, ["backoff", "rollback"]),
 }
 
@@ -171,7 +213,7 @@ def test_resumed_is_uninterrupted_at_every_step(
     monkeypatch.setattr("hpcstab.checkpoint.format._to_disk", lambda path: None)
     monkeypatch.setattr("hpcstab.training.recovery.MAX_CAPSULES", 0)
     make_task, sections, rungs = SCENARIOS[scenario]
-    config = guarded(stability={"guards": guards(**sections)})
+    config = guarded(stability={"guards": guards(**sections)}, losses=PHASE if scenario == "phases" else {})
     whole, expected_state, expected = attempts(tmp_path / "whole", make_task, config, [])
     run, state, resumed = attempts(tmp_path / "parts", make_task, config, stops)
     assert [event["kind"] for event in events(whole, "backoff", "rollback")] == rungs
@@ -181,6 +223,7 @@ def test_resumed_is_uninterrupted_at_every_step(
     told = [[(e["kind"], e["step"], e["data"]) for e in events(each, *RUNGS)] for each in (run, whole)]
     assert told[0] == told[1]
     assert len(events(run, "resumed")) >= 20 // stops[-1] - 1
+    assert events(run, "step_refused")
 
 
 RUNGS = ("guard_warning", "backoff", "rollback", "step_refused")

@@ -1,15 +1,16 @@
 """What a run on Slurm is doing: Slurm's last answer about its job, and what was written about its attempts.
 
-The trainer's end stands. Else Slurm decides whether the run goes on, as long as it has said something: a job that it
-does not mention, or cannot be asked about, has neither ended nor failed.
+The trainer's end stands. Else Slurm decides whether the run goes on. A job about which it cannot be asked has neither
+ended nor failed; one that is missing where it would have to be named is in no queue.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
 
-from hpcstab.launch.answers import Scheduled
-from hpcstab.launch.state import (
+from hpcstab.state.answers import Answers, Scheduled
+from hpcstab.state.early_end import why_not_started
+from hpcstab.state.evidence import (
     SILENT_S,
     TRAINER_ENDS,
     Answer,
@@ -20,7 +21,10 @@ from hpcstab.launch.state import (
     number,
     was_cancelled,
 )
+from hpcstab.state.local import ended_attempt
 
+SETTLED_S = 120.0
+"""So long after its beginning no submission is under way any more: sbatch, left alone, gives up before that."""
 _QUEUED = frozenset(
     {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 )
@@ -40,9 +44,11 @@ _REASONS = {
 }
 
 
-def answer_on_slurm(seen: Evidence, scheduled: Scheduled | None, now: float) -> Answer:
+def answer_on_slurm(seen: Evidence, answers: Answers | None, now: float) -> Answer:
     """The state of a run whose ledger is one of Slurm."""
     status, attempt = seen.status, seen.attempt
+    assert seen.ledger is not None and seen.job is not None
+    scheduled = answers.of(seen.ledger, seen.job) if answers is not None else None
     if not seen.run.path.is_dir():
         return Answer("lost", "folder", now, "its folder was removed")
     if status and status.get("state") in TRAINER_ENDS and is_of(status, attempt) and not seen.alive:
@@ -51,6 +57,8 @@ def answer_on_slurm(seen: Evidence, scheduled: Scheduled | None, now: float) -> 
     is_queued = scheduled is not None and scheduled.answer.state in _QUEUED
     if attempt is not None and attempt.get("reason") == "failed" and not is_queued:
         return Answer("failed", "attempt", number(attempt.get("end")) or now)
+    if answers is not None and answers.lacks(seen.ledger, seen.job) and not _is_newer(seen, answers.asked):
+        return _gone(seen, answers.asked, now)
     if scheduled is None:
         return _without_answer(seen, now)
     if _is_older(scheduled, seen):
@@ -117,11 +125,41 @@ def _ended(seen: Evidence, scheduled: Scheduled) -> Answer:
     if state is not None:
         return Answer(state, answer.source, scheduled.time, detail)
     if answer.state == "FAILED" and seen.attempt is None:
-        return Answer("failed", answer.source, scheduled.time, "its job ended before its first attempt")
+        return Answer("failed", answer.source, scheduled.time, why_not_started(seen, answer))
     if answer.state == "COMPLETED" and seen.attempt is not None and seen.attempt.get("end") is not None:
         return Answer("stopped", answer.source, scheduled.time, detail)
     where = f" on {answer.node}" if answer.node else ""
     return Answer("lost", answer.source, scheduled.time, f"Slurm says {answer.state}{where}, the trainer nothing")
+
+
+def _gone(seen: Evidence, asked: float, now: float) -> Answer:
+    """Slurm answered, about all jobs of whoever submitted, and its job was not among them."""
+    job, attempt = seen.job, seen.attempt
+    assert job is not None
+    if attempt is not None and attempt.get("end") is not None:
+        return ended_attempt(seen, attempt, now)
+    if job.cancelled_at is not None:
+        return Answer("cancelled", "ledger", job.cancelled_at, _last_attempt(seen) or None)
+    if attempt is not None:
+        silent = now - (_last_sign(seen) or now)
+        detail = f"Slurm no longer knows job {job.job_id}; last sign of life {silent:.0f} s ago"
+        return Answer("lost", "squeue", asked, detail)
+    if job.job_id is None:
+        return _not_submitted(seen, asked)
+    return Answer("lost", "squeue", asked, f"Slurm no longer knows job {job.job_id}; {why_not_started(seen)}")
+
+
+def _not_submitted(seen: Evidence, asked: float) -> Answer:
+    """No job has the name of its campaign; whether one can still come depends on the submission."""
+    ledger = seen.ledger
+    assert ledger is not None
+    if seen.alive:
+        return Answer("queued", "ledger", ledger.created, "is being submitted")
+    if asked - ledger.created < SETTLED_S:
+        sure_at = datetime.fromtimestamp(ledger.created + SETTLED_S).strftime("%H:%M:%S")
+        detail = f"its submission was interrupted; that Slurm has no job of it is certain from {sure_at} on"
+        return Answer("unknown", "squeue", asked, detail)
+    return Answer("lost", "squeue", asked, "was never queued: its submission was interrupted; submit it again")
 
 
 def _without_answer(seen: Evidence, now: float) -> Answer:
@@ -131,13 +169,24 @@ def _without_answer(seen: Evidence, now: float) -> Answer:
         if job.cancelled_at is not None and job.job_id is None:
             return Answer("cancelled", "ledger", job.cancelled_at)
         if now - ledger.created < SILENT_S:
-            return Answer("queued", "ledger", ledger.created, "submitted")
-        return Answer("unknown", "ledger", ledger.created, f"job {job.job_id}: Slurm has said nothing about it")
-    status = seen.status if seen.status and is_of(seen.status, attempt) else {}
-    last = number(status.get("time")) or number(attempt.get("start")) or now
+            return Answer("queued", "ledger", ledger.created, "submitted" if job.job_id else "is being submitted")
+        name = f"job {job.job_id}" if job.job_id else "its submission was interrupted"
+        return Answer("unknown", "ledger", ledger.created, f"{name}: Slurm has said nothing about it")
+    last = _last_sign(seen) or now
     if attempt.get("end") is None and now - last <= SILENT_S:
         return Answer("running", "status.json", last)
     return Answer("unknown", "status.json", last, f"{_last_attempt(seen)}; Slurm has said nothing about its job")
+
+
+def _is_newer(seen: Evidence, asked: float) -> bool:
+    """Whether an attempt that has no end has shown itself since Slurm was asked."""
+    return seen.attempt is not None and seen.attempt.get("end") is None and (_last_sign(seen) or 0.0) > asked
+
+
+def _last_sign(seen: Evidence) -> float | None:
+    """When the newest attempt was heard of last."""
+    status = seen.status if seen.status and is_of(seen.status, seen.attempt) else {}
+    return number(status.get("time")) or number((seen.attempt or {}).get("start"))
 
 
 def _last_attempt(seen: Evidence) -> str:
