@@ -115,13 +115,17 @@ def sick_state(step: FailingStep) -> list[str]:
     """Names of parameters, buffers and optimizer state that are not finite; a mask of -inf is no sickness."""
     network = step.network
     named: list[tuple[str, Tensor]] = list(network.named_parameters())
-    named += [(name, each) for name, each in network.named_buffers() if not is_mask(each)]
+    named += [(name, each) for name, each in network.named_buffers() if _is_statistic(name) or not is_mask(each)]
     named += [(f"ema.{name}", average) for name, average in step.averages.items()]
     names: dict[Tensor, str] = {parameter: name for name, parameter in network.named_parameters()}
     for parameter, values in step.optimizer.state.items():
         label = names.get(parameter, "?")
         named += [(f"optimizer.{label}.{key}", each) for key, each in values.items() if isinstance(each, Tensor)]
     return [name for name, tensor in named if not is_finite(tensor)]
+
+
+def _is_statistic(name: str) -> bool:
+    return name.rpartition(".")[2] in ("running_mean", "running_var")
 
 
 def _followed(

@@ -72,7 +72,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Give a tensor that was there before the step a name; None where it is finite."""
         if is_finite(tensor):
             return None
-        innocent = kind == "state" and is_mask(tensor)
+        innocent = kind == "state" and is_mask(tensor) and not tensor.requires_grad  # nobody trains a mask
         leaf = Operation(-1, kind, name, outputs=(facts_of(name, tensor),), innocent=innocent)
         if kind == "input":
             leaf.samples = self._samples([tensor])

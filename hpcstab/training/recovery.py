@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from hpcstab.errors import CheckpointError
 from hpcstab.stability.capsule import MAX_CAPSULES, write_capsule
+from hpcstab.stability.clipping import total_grad_norm
 from hpcstab.stability.loss_scale import MIN_SCALE
 from hpcstab.stability.retrial import Retrial
 from hpcstab.stability.retrial import reason_of as reason_of_figures
@@ -157,12 +158,12 @@ def _reason_now(trainer: Trainer, signals: Signals) -> str:
 def _write_capsule(trainer: Trainer, pending: Pending, signals: Signals, reason: str) -> None:
     """Batch, random state and the state of the failing step; a disk that is full does not end the run for it.
 
-    Of several ranks the first whose own share is at fault writes it: after they have been averaged, the gradients of
+    Of several ranks the one whose own share is at fault writes it: after they have been averaged, the gradients of
     all are.
     """
     events, step = trainer.records.events, pending.step
-    guilty = _guilty_rank(trainer, pending)
-    if len(list(trainer.run.capsules.glob("step_*"))) >= MAX_CAPSULES:
+    guilty = _guilty_rank(trainer, pending, signals)
+    if trainer.ranks.of_first(len(list(trainer.run.capsules.glob("step_*")))) >= MAX_CAPSULES:
         events.write("capsule_left_out", step, trainer.update, reason=f"this run has {MAX_CAPSULES} already")
         return
     folder, error = trainer.run.capsule(step), ""
@@ -178,8 +179,11 @@ def _write_capsule(trainer: Trainer, pending: Pending, signals: Signals, reason:
     events.write("capsule_saved", step, trainer.update, reason=reason, capsule=folder.name, guilty_rank=guilty)
 
 
-def _guilty_rank(trainer: Trainer, pending: Pending) -> int:
-    """The first rank whose loss or gradients are not finite before they are averaged; 0 where none is."""
+def _guilty_rank(trainer: Trainer, pending: Pending, signals: Signals) -> int:
+    """The first rank whose loss or gradients are not finite before they are averaged.
+
+    Where none is, that with the largest gradient norm (a spike, or a norm that overflows); 0 for bad buffers.
+    """
     if trainer.ranks.count == 1:
         return 0
     runner, gate = trainer.runner, trainer.runner.gate
@@ -188,6 +192,8 @@ def _guilty_rank(trainer: Trainer, pending: Pending) -> int:
     trainer.ranks.take_buffers_of_first(gate.buffers.current())
     loss, _, _ = runner.gradients(pending.item)
     gradients = [(name, p.grad) for name, p in trainer.network.named_parameters() if p.grad is not None]
+    norm = float(total_grad_norm(trainer.network.parameters()))
     gate.buffers.put_back(pending.step)
-    is_bad = trainer.ranks.of_all(bool(nonfinite_names([("loss", loss.detach()), *gradients])))
-    return is_bad.index(True) if True in is_bad else 0
+    is_bad = bool(nonfinite_names([("loss", loss.detach()), *gradients]))
+    of_all = trainer.ranks.of_all((is_bad, norm if signals.buffers_finite and not is_bad else 0.0))
+    return of_all.index(max(of_all))

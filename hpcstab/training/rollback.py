@@ -31,7 +31,7 @@ def check_whole_state(trainer: Trainer, after_step: int | None = None) -> None:
     Raises:
         StateFault: some of it is not finite.
     """
-    sick = nonfinite_names(trainer.runner.state_tensors().items())
+    sick = trainer.ranks.any_of(nonfinite_names(trainer.runner.state_tensors().items()))
     if not sick and after_step is None:
         return
     step = trainer.step if after_step is None else after_step + 1

@@ -28,6 +28,12 @@ class Cell(NamedTuple):
     def __str__(self) -> str:
         return "-".join(map(str, self))
 
+    @classmethod
+    def read(cls, text: str) -> Cell:
+        """The cell whose ``str`` this is."""
+        kind, site, precision, optimizer, ranks = text.split("-")
+        return cls(kind, site, precision, optimizer, int(ranks))
+
 
 def why_impossible(cell: Cell) -> str | None:
     """Why there is no such fault; None where there is."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hpcstab.seeds import keyed_seed
-from tests.faults.task import FaultNetwork, FaultTask
+from tests.faults.task import FaultNetwork, FaultTask, batch_indices
 from tests.training.toy import Config
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -26,10 +26,11 @@ class Ended:
 
 
 def train_plainly(
-    config: Config, ranks: int, *, without: int | None = None, halve_scale_at: int | None = None
+    config: Config, ranks: int, *, without: int | None = None, overgrown: tuple[int, float] | None = None
 ) -> Ended:
-    """Train without the batch of step ``without``; at ``halve_scale_at`` the loss scale is halved first.
+    """Train without the batch of step ``without``.
 
+    ``overgrown``: (step, loss scale); the scale is this large there, and is halved until no gradient overflows.
     Several ranks are played one after the other: gradients averaged, buffers those of rank 0.
     """
     task = FaultTask(config)
@@ -42,9 +43,9 @@ def train_plainly(
     for step in range(config.trainer.max_steps):
         if step == without:
             continue
-        if step == halve_scale_at and scale is not None:
-            scale /= 2
-        _set_gradients(network, task, config, step, ranks, scale)
+        if overgrown and step == overgrown[0]:
+            scale = overgrown[1]
+        scale = _set_gradients(network, task, config, step, ranks, scale)
         if scale is not None:
             optimizer.grad_scale = torch.tensor(scale)  # type: ignore[attr-defined]
         optimizer.step()
@@ -53,23 +54,16 @@ def train_plainly(
     return Ended(network.state_dict(), optimizer.state_dict()["state"], averages)
 
 
-def batch_indices(step: int, batch_size: int, num_items: int) -> Tensor:
-    """The items of a step, in the order in which they are drawn."""
-    epoch, position = divmod(step, num_items // batch_size)
-    order = torch.randperm(num_items, generator=torch.Generator().manual_seed(keyed_seed(0, "permutation", epoch)))
-    return order[position * batch_size : (position + 1) * batch_size]
-
-
 def _set_gradients(
     network: FaultNetwork, task: FaultTask, config: Config, step: int, ranks: int, scale: float | None
-) -> None:
+) -> float | None:
+    """Leave the gradients of a step; the loss scale that they have, halved until they were finite."""
     items = task.dataset("train")
-    indices = batch_indices(step, config.data.batch_size, len(items))
+    indices = batch_indices(step, config.data.batch_size)
     before = {name: buffer.clone() for name, buffer in network.named_buffers()}
     gradients: list[list[Tensor]] = []
     for rank in reversed(range(ranks)):  # rank 0 last: its buffers stay
-        for name, buffer in network.named_buffers():
-            buffer.copy_(before[name])
+        _put_buffers(network, before)
         mine = indices[rank::ranks]
         network.zero_grad()
         dtype = _DTYPES.get(config.precision.dtype)
@@ -79,8 +73,17 @@ def _set_gradients(
             loss = config.losses.weights.mse * mse + config.losses.weights.size * outputs.square().mean()
         (loss if scale is None else loss * torch.tensor(scale)).backward()  # type: ignore[no-untyped-call]
         gradients.insert(0, [parameter.grad for parameter in network.parameters() if parameter.grad is not None])
+    if scale is not None and not all(bool(each.isfinite().all()) for part in gradients for each in part):
+        _put_buffers(network, before)
+        return _set_gradients(network, task, config, step, ranks, scale / 2)
     for parameter, *parts in zip(network.parameters(), *gradients, strict=True):
         parameter.grad = torch.stack(parts).sum(0) / ranks if ranks > 1 else parts[0]
+    return scale
+
+
+def _put_buffers(network: FaultNetwork, values: dict[str, Tensor]) -> None:
+    for name, buffer in network.named_buffers():
+        buffer.copy_(values[name])
 
 
 def _optimizer(network: FaultNetwork, config: Config) -> torch.optim.Optimizer:

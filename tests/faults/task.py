@@ -1,8 +1,8 @@
 """The training in which the faults of the matrix happen: small, with every part that a fault can hit.
 
 x (4) -> encoder -> BatchNorm -> ReLU -> fault point -> head, plus a skip from x past the normalisation, so that a
-spike of the input is one of the loss too. The fault is armed by step: it comes whenever its batch comes. Gradients that
-overflow fp16 need no fault here: a loss scale that has grown too far makes them.
+spike of the input is one of the loss too. The fault comes whenever its batch comes, and its batch comes once. Gradients
+that overflow fp16 need no fault here: a loss scale that has grown too far makes them.
 """
 
 from __future__ import annotations
@@ -15,13 +15,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from hpcstab.seeds import keyed_seed
 from hpcstab.task import StepContext
-from tests.training.toy import Config, ToyTask
+from tests.training.toy import Config, Items, ToyTask
 
+NUM_ITEMS = 128
+"""An epoch of 16 batches, so that no item comes twice in a training of 15 steps."""
 BAD_SAMPLE = 3
 """The sample of the batch whose input is at fault."""
 _SPIKE = 1e5
 _NORM_OVERFLOW = 1e25  # finite in fp32, its square is not
+_BAD_INPUT = {"nan": math.nan, "inf": math.inf, "spike": _SPIKE}
 
 
 class _GradientTimes(torch.autograd.Function):
@@ -98,29 +102,43 @@ class FaultNetwork(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         hidden = torch.relu(self.norm(self.encoder(inputs)))
         outputs: Tensor = self.head(self.gradient(self.activation(hidden))) + self.skip(inputs)
-        return outputs
+        return outputs.float()  # losses are fp32 under autocast too
 
 
 class FaultTask(ToyTask):
-    """The toy's data and loss, with the fault ``(kind, site)`` in the batch of ``step``."""
+    """The toy's data and loss, with the fault ``(kind, site)`` in the batch of ``step``; -1: in none.
 
-    def __init__(self, config: Config, kind: str = "none", site: str = "none", step: int = -1) -> None:
+    A bad input lies in the data, at the place ``bad_sample`` of its batch; of two ranks the odd places are those of
+    rank 1.
+    """
+
+    def __init__(
+        self, config: Config, kind: str = "", site: str = "", step: int = -1, *, bad_sample: int = BAD_SAMPLE
+    ) -> None:
         super().__init__(config)
-        self.kind, self.site, self.step = kind, site, step
+        self._kind, self._site, self._step = kind, site, step
+        items = Items(NUM_ITEMS, 1)
+        if step >= 0 and site == "input":
+            items.inputs[batch_indices(step, config.data.batch_size)[bad_sample]] = _BAD_INPUT[kind]
+        self._items["train"] = items
 
     def network(self) -> nn.Module:
         return FaultNetwork()
 
     def loss_terms(self, network: nn.Module, batch: Any, context: StepContext) -> Mapping[str, Tensor]:
-        inputs, targets = batch
-        armed = self.kind if context.step == self.step else None
-        if armed and self.site == "input":
-            inputs = _with_bad_sample(inputs, armed)
-        with _armed(cast(FaultNetwork, network), self.site, armed):
-            terms = dict(super().loss_terms(network, (inputs, targets), context))
-        if armed and self.site == "loss_term":
+        armed = self._kind if context.step == self._step else None
+        with _armed(cast(FaultNetwork, network), self._site, armed):
+            terms = dict(super().loss_terms(network, batch, context))
+        if armed and self._site == "loss_term":
             terms["size"] = _with_bad_value(terms["size"], armed)
         return terms
+
+
+def batch_indices(step: int, batch_size: int) -> Tensor:
+    """The items of a step, in the order in which they are drawn."""
+    epoch, position = divmod(step, NUM_ITEMS // batch_size)
+    order = torch.randperm(NUM_ITEMS, generator=torch.Generator().manual_seed(keyed_seed(0, "permutation", epoch)))
+    return order[position * batch_size : (position + 1) * batch_size]
 
 
 @contextlib.contextmanager
@@ -130,12 +148,6 @@ def _armed(network: FaultNetwork, site: str, kind: str | None) -> Iterator[None]
     network.gradient.kind = kind if site == "gradient" else None
     yield
     network.activation.kind = network.gradient.kind = None
-
-
-def _with_bad_sample(inputs: Tensor, kind: str) -> Tensor:
-    inputs = inputs.clone()
-    inputs[BAD_SAMPLE] = {"nan": math.nan, "inf": math.inf}.get(kind, 1.0) * (_SPIKE if kind == "spike" else 1.0)
-    return inputs
 
 
 def _with_bad_value(term: Tensor, kind: str) -> Tensor:

@@ -104,6 +104,31 @@ def test_a_mask_that_softmax_absorbs_is_no_culprit() -> None:
     assert not finding.others
 
 
+def test_a_weight_of_minus_infinity_is_sick_and_no_mask() -> None:
+    """What an infinite momentum leaves; buffers may hold such masks, but nobody trains one."""
+
+    def poison(step: Any) -> None:
+        dict(step.network.named_parameters())["0.weight"].data[0, 0] = -math.inf
+        step.__post_init__()
+
+    finding = find_creator(
+        step_of(Case("weight", lambda: (perceptron(), vectors(), corpus.squared), "", "", prepare=poison))
+    )
+    assert (finding.kind, finding.names) == ("state", ("0.weight",))
+
+
+def test_a_running_mean_of_minus_infinity_is_sick_and_no_mask() -> None:
+    """A training step does not even read it: only the state tells."""
+
+    def poison(step: Any) -> None:
+        step.network.get_buffer("1.running_mean")[0] = -math.inf
+        step.__post_init__()
+
+    normalised = Case("mean", corpus.layers(nn.BatchNorm1d(5)), "", "", prepare=poison)
+    finding = find_creator(step_of(normalised))
+    assert (finding.kind, finding.names) == ("state", ("1.running_mean",))
+
+
 def test_an_infinity_that_reaches_the_loss_as_it_was_asked_for() -> None:
     finding = found(lambda out, y: all_masked(out)[BAD_SAMPLE, 0])
     assert named(finding)[:2] == ("placed", "masked_fill")

@@ -109,7 +109,7 @@ def _train(case: Case, config: Config, run: RunDir, rank: int) -> tuple[Trainer,
             run.attempts.mkdir(exist_ok=True)
             write_json(run.attempt_json(attempt), {"attempt": attempt})
         dist.barrier()
-        task = FaultTask(config, case.kind, case.site, STEP if rank == case.rank else -1)
+        task = FaultTask(config, case.kind, case.site, STEP if rank == case.rank else -1, bad_sample=2 + case.rank)
         asked = _asked_at(6) if case.stop_on == rank and attempt == 1 else lambda: None
         trainer = build_trainer(task, config, run, 0, attempt, "error", (), asked)
         if case.poisons_buffer_of == rank:
