@@ -12,7 +12,7 @@ from hpcstab.stability.capsule import Capsule, read_capsule
 from hpcstab.stability.replay import Replay
 from hpcstab.training.replaying import replay_capsule
 from tests.faults.cells import STATE_SITES, Cell
-from tests.faults.run import task_of
+from tests.faults.run import expected_end, task_of
 from tests.faults.settings import FAULT_STEP, config_of, is_of_the_scale, name_of_state
 from tests.faults.task import BAD_SAMPLE, batch_indices
 
@@ -27,36 +27,37 @@ class Creator(NamedTuple):
     what: str = ""
 
     def __str__(self) -> str:
-        place = f" {self.direction} in {self.module or 'the loss'}" if self.operation else ""
-        return f"{self.kind} {self.operation}{place} {self.what}".strip()
+        place = f"{self.direction} in {self.module or 'the loss'}" if self.operation else ""
+        return " ".join(filter(None, (self.kind, self.operation, place, self.what)))
 
 
 _FORWARD = {"nan": "log", "inf": "reciprocal", "fp16_overflow": "exp2", "spike": "mul"}
-_BACKWARD = {"nan": "div", "inf": "div", "spike": "mul"}
+_BACKWARD = {"nan": "div", "inf": "div"}
 
 
 def expected_creator(cell: Cell) -> Creator:
     """What was done to the training, in the words of a replay.
 
-    A finite spike has no creator. Under fp16 it has one: the operation that rounds it to infinity, at a loss term that
-    of the gradient which the term sends back.
+    A finite spike has no creator. In the forward pass of fp16 it has one: the operation that rounds it to infinity. A
+    backward pass is kept with a loss scale of 1, by which these gradients fit. An overflow that a smaller scale cures
+    has no capsule: the event says which scale it needs.
     """
     if cell.site in STATE_SITES:
         return Creator("state", what=name_of_state(cell) or "")
     sample = f"item{batch_indices(FAULT_STEP, 8)[BAD_SAMPLE]}"
     if cell.kind == "norm_overflow":
         return Creator("norm_overflow")
-    if cell.kind == "spike" and cell.precision != "fp16":
+    if is_of_the_scale(cell):
+        return Creator("loss scale", what=str(expected_end(cell).loss_scale))
+    if cell.kind == "spike" and (cell.precision != "fp16" or cell.site in ("loss_term", "gradient")):
         return Creator("none", what=sample if cell.site == "input" else "")
     if cell.site == "input":
         cast = ("_to_copy", "forward", "encoder") if cell.kind == "spike" else ()
         return Creator("created" if cast else "input", *cast, what=sample)
     if cell.site == "activation":
         return Creator("created", _FORWARD[cell.kind], "forward", "activation")
-    if cell.site == "loss_term" and cell.kind != "spike":
+    if cell.site == "loss_term":
         return Creator("created", _FORWARD[cell.kind], "forward", what="size")
-    if is_of_the_scale(cell) or cell.site == "loss_term":
-        return Creator("created", "_to_copy", "backward", "(network)", "" if is_of_the_scale(cell) else "size")
     return Creator("created", _BACKWARD[cell.kind], "backward", "gradient")
 
 
@@ -65,6 +66,9 @@ def named_creator(cell: Cell, run: RunDir) -> Creator:
     if cell.site in STATE_SITES:
         return _creator_of_state(cell, run)
     folder = run.capsule(FAULT_STEP)
+    if is_of_the_scale(cell) and not folder.is_dir():
+        scales = [event["data"]["loss_scale"] for event in read_events(run.events_jsonl) if event["kind"] == "rescaled"]
+        return Creator("loss scale", what=str(scales[-1])) if scales else Creator("nothing")
     if not folder.is_dir():
         return Creator("no capsule")
     capsule = read_capsule(folder)

@@ -23,6 +23,7 @@ class Ended:
     network: dict[str, Tensor]
     optimizer: dict[Any, dict[str, Tensor]]
     average: list[Tensor]
+    loss_scale: float | None
 
 
 def train_plainly(
@@ -36,7 +37,7 @@ def train_plainly(
     task = FaultTask(config)
     torch.manual_seed(keyed_seed(0, "network"))
     network = FaultNetwork()
-    optimizer = _optimizer(network, config)
+    optimizer = make_optimizer(network, config)
     averages = [parameter.detach().clone() for parameter in network.parameters()]
     scale = config.precision.loss_scale.initial if config.precision.loss_scale else None
     assert config.trainer.max_steps is not None
@@ -51,7 +52,7 @@ def train_plainly(
         optimizer.step()
         for average, parameter in zip(averages, network.parameters(), strict=True):
             average.add_((parameter.detach() - average) * torch.tensor(1.0 - (config.trainer.ema_decay or 0.0)))
-    return Ended(network.state_dict(), optimizer.state_dict()["state"], averages)
+    return Ended(network.state_dict(), optimizer.state_dict()["state"], averages, scale)
 
 
 def _set_gradients(
@@ -86,7 +87,8 @@ def _put_buffers(network: FaultNetwork, values: dict[str, Tensor]) -> None:
         buffer.copy_(values[name])
 
 
-def _optimizer(network: FaultNetwork, config: Config) -> torch.optim.Optimizer:
+def make_optimizer(network: torch.nn.Module, config: Config) -> torch.optim.Optimizer:
+    """The optimizer of a config, fused."""
     values = config.optimizer
     if values.name == "sgd":
         return torch.optim.SGD(network.parameters(), lr=values.lr, momentum=values.momentum, fused=True)

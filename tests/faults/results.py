@@ -45,7 +45,7 @@ def result_of(cell: Cell, root: Path, ranks: Sequence[Trained]) -> Result:
         device_latency=ranks[0].device_latency,
         host_latency=ranks[0].host_latency,
         ended=ranks[0].ended,
-        recovered=all(rank.network and rank.optimizer and rank.average for rank in ranks),
+        recovered=all(rank.recovered for rank in ranks),
         creator=str(named),
         creator_is_right=named == expected_creator(cell),
     )

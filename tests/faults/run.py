@@ -46,7 +46,7 @@ class Trained:
         ended: the state of the run.
         device_latency: steps from that of the fault to the one that the device refused, or found the state sick after.
         host_latency: steps given to the device after that of the fault until the host went back. None: never.
-        network, optimizer, average: whether each is bitwise what it has to be.
+        network, optimizer, average, loss_scale: whether each is bitwise what it has to be.
     """
 
     ended: str
@@ -55,6 +55,12 @@ class Trained:
     network: bool
     optimizer: bool
     average: bool
+    loss_scale: bool
+
+    @property
+    def recovered(self) -> bool:
+        """All of them are."""
+        return self.network and self.optimizer and self.average and self.loss_scale
 
 
 def task_of(cell: Cell, rank: int) -> FaultTask:
@@ -89,6 +95,7 @@ def train_cell(cell: Cell, root: Path) -> Trained:
         network=same(expected.network, trainer.network.state_dict()),
         optimizer=same(expected.optimizer, trainer.optimizer.state_dict()["state"]),
         average=same(expected.average, _averages(trainer)),
+        loss_scale=expected.loss_scale == _loss_scale(trainer),
     )
 
 
@@ -158,3 +165,8 @@ def same(expected: Any, got: Any) -> bool:
 def _averages(trainer: Trainer) -> list[Tensor]:
     assert trainer.runner.gate.ema is not None
     return [average for _, average in trainer.runner.gate.ema.tensors()]
+
+
+def _loss_scale(trainer: Trainer) -> float | None:
+    scale = trainer.runner.gate.loss_scale
+    return float(scale.value) if scale is not None else None
