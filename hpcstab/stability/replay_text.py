@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 _WIDTH = 9
@@ -57,12 +58,19 @@ def _creator_lines(known: Mapping[str, Any]) -> list[str]:
         return [f"{what} {_some(known['names'] if kind != 'input' else [creator['operation']])}"]
     lines = [f"{creator['operation']}, {creator['direction']}{_of_forward(creator)}{_in_module(creator)}"]
     if creator["place"]:
-        lines += [creator["place"], f"    {creator['text']}"]
+        lines += [_from_here(creator["place"]), f"    {creator['text']}"]
     for facts in creator["inputs"]:
         lines.append(f"input {facts['name']}: {_tensor(facts)}")
     if creator["scalars"]:
         lines.append(", ".join(f"{name} {value}" for name, value in creator["scalars"].items()))
     return [*lines, *(f"output: {_tensor(facts)}" for facts in creator["outputs"][:1])]
+
+
+def _from_here(place: str) -> str:
+    """``file:line``, with a file below the working directory as from there."""
+    file, _, line = place.rpartition(":")
+    here = Path.cwd()
+    return f"{Path(file).relative_to(here)}:{line}" if Path(file).is_relative_to(here) else place
 
 
 def _of_forward(creator: Mapping[str, Any]) -> str:

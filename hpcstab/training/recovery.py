@@ -163,7 +163,7 @@ def _write_capsule(trainer: Trainer, pending: Pending, signals: Signals, reason:
     """
     events, step = trainer.records.events, pending.step
     guilty = _guilty_rank(trainer, pending, signals)
-    if len(list(trainer.run.capsules.glob("step_*"))) >= MAX_CAPSULES:
+    if trainer.ranks.of_first(len(list(trainer.run.capsules.glob("step_*")))) >= MAX_CAPSULES:
         events.write("capsule_left_out", step, trainer.update, reason=f"this run has {MAX_CAPSULES} already")
         return
     folder, error = trainer.run.capsule(step), ""

@@ -185,12 +185,19 @@ def test_an_update_that_cannot_be_known_is_said_so() -> None:
 
 
 @pytest.mark.parametrize("variant", ["before", "before+first_batch_init"])
-def test_the_radicand_of_the_raw_gdn_is_named(tmp_path: Path, variant: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The natural failure of swae3d: its line, its module, from the run that went NaN."""
+def test_the_radicand_of_the_raw_gdn_is_named(
+    tmp_path: Path, variant: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The natural failure of swae3d: its line (told from where one stands), its module, from the run that went NaN."""
     experiment = load_experiment("swae3d")
     settings = parse_overrides(["optimizer.lr=3e-2", "trainer.max_steps=12", "trainer.evaluate_every={steps: 12}"])
     run = create_run(tmp_path, experiment, resolve(experiment, variant, "tiny", settings), 0)
     assert execute(run, 1).state == "diverged"
+    monkeypatch.chdir(PACKAGE.parent)
+    verb.replay(str(run.path))
+    shown = capsys.readouterr().out
+    assert "\n          hpcstab/models/swae3d/network.py:" in shown
+    monkeypatch.chdir(tmp_path)
     verb.replay(str(run.path))
     shown = capsys.readouterr().out
     verb.replay(str(run.path), as_json=True)
