@@ -36,7 +36,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         ("batch of rank 0", ["capsule_saved", "step_refused"], 7),
         ("batch of rank 1", ["capsule_saved", "step_refused"], 7),
         ("machine of rank 1", ["capsule_saved", "not_reproduced"], 8),
-        ("scale of rank 1", ["capsule_saved", "rescaled"], 8),
+        ("scale of rank 1", ["rescaled"], 8),
     ],
 )
 def test_ranks_decide_alike(said: list[dict[str, Any]], case: str, kinds: list[str], updates: int) -> None:
@@ -46,6 +46,7 @@ def test_ranks_decide_alike(said: list[dict[str, Any]], case: str, kinds: list[s
         assert report["same"], f"rank {rank}"
         assert report["events"] == kinds
         assert report["updates"] == updates
-        assert set(report["reasons"]) == {"nonfinite_gradient" if "scale" in case else "nonfinite_loss"}
+        assert set(report["reasons"]) == (set() if "scale" in case else {"nonfinite_loss"})  # an overflow is no failure
         assert report["scale"] == (2.0 if "scale" in case else None)
-        assert [name.split("_")[-1] for name in report["capsules"]] == [f"rank{rank}"]
+        written = [] if "scale" in case else [f"rank{rank}"]
+        assert [name.split("_")[-1] for name in report["capsules"]] == written
