@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hpcstab.config import read_yaml_mapping
+from hpcstab.errors import CheckpointError
+from hpcstab.stability.capsule import MAX_CAPSULES, write_capsule
+from hpcstab.stability.clipping import total_grad_norm
+from hpcstab.stability.loss_scale import MIN_SCALE
 from hpcstab.stability.random_state import take_random_state
+from hpcstab.training.measure import nonfinite_names
 from hpcstab.training.optimizers import set_learning_rate
 
 if TYPE_CHECKING:
@@ -59,3 +64,69 @@ def _model_of(trainer: Trainer) -> str:
     if path.is_file():
         return str(read_yaml_mapping(path)["model"])
     return f"{type(trainer.task).__module__}:{type(trainer.task).__qualname__}"
+
+
+def keep_failing_step(trainer: Trainer, pending: Pending, signals: Signals, reason: str) -> bool:
+    """Keep the step, unless it only overflows the loss scale (True): that is ordinary, and nothing to be explained.
+
+    Such a step runs once more with a scale of 1, refused by the latch, and leaves nothing behind. Where it fails even
+    so, that run is the one to keep: what it replays is the failure alone, and no overflow beside it.
+    """
+    gate = trainer.runner.gate
+    scale = gate.loss_scale
+    if reason != "nonfinite_gradient" or scale is None or not scale.can_back_off:
+        _write_capsule(trainer, pending, signals, reason)
+        return False
+    before = scale.state_dict()
+    scale.value.fill_(MIN_SCALE)
+    gate.latch.fill_(1.0)
+    signals = trainer.runner.launch(pending.item, pending.lr, probes=False, checks=False).read()
+    gate.release(pending.step, armed=True)
+    if signals.bad:
+        _write_capsule(trainer, pending, signals, signals.reason)
+    scale.load_state_dict(before)
+    return not signals.bad
+
+
+def _write_capsule(trainer: Trainer, pending: Pending, signals: Signals, reason: str) -> None:
+    """Batch, random state and the state of the failing step; a disk that is full does not end the run for it.
+
+    Of several ranks the one whose own share is at fault writes it: after they have been averaged, the gradients of
+    all are.
+    """
+    events, step = trainer.records.events, pending.step
+    guilty = _guilty_rank(trainer, pending, signals)
+    if trainer.ranks.of_first(len(list(trainer.run.capsules.glob("step_*")))) >= MAX_CAPSULES:
+        events.write("capsule_left_out", step, trainer.update, reason=f"this run has {MAX_CAPSULES} already")
+        return
+    folder, error = trainer.run.capsule(step), ""
+    if guilty == trainer.ranks.rank:
+        try:
+            write_capsule(folder, *capsule_of(trainer, pending, signals, reason))
+        except CheckpointError as problem:
+            error = str(problem)
+    (error,) = trainer.ranks.any_of([error] if error else []) or [""]
+    if error:
+        events.write("capsule_left_out", step, trainer.update, reason=error)
+        return
+    events.write("capsule_saved", step, trainer.update, reason=reason, capsule=folder.name, guilty_rank=guilty)
+
+
+def _guilty_rank(trainer: Trainer, pending: Pending, signals: Signals) -> int:
+    """The first rank whose loss or gradients are not finite before they are averaged.
+
+    Where none is, that with the largest gradient norm (a spike, or a norm that overflows); 0 for bad buffers.
+    """
+    if trainer.ranks.count == 1:
+        return 0
+    runner, gate = trainer.runner, trainer.runner.gate
+    runner.seed_step(pending.step)
+    trainer.optimizer.zero_grad(set_to_none=True)
+    trainer.ranks.take_buffers_of_first(gate.buffers.current())
+    loss, _, _ = runner.gradients(pending.item)
+    gradients = [(name, p.grad) for name, p in trainer.network.named_parameters() if p.grad is not None]
+    norm = float(total_grad_norm(trainer.network.parameters()))
+    gate.buffers.put_back(pending.step)
+    is_bad = bool(nonfinite_names([("loss", loss.detach()), *gradients]))
+    of_all = trainer.ranks.of_all((is_bad, norm if signals.buffers_finite and not is_bad else 0.0))
+    return of_all.index(max(of_all))

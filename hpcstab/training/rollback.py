@@ -88,9 +88,6 @@ def _go_back(trainer: Trainer, told: Mapping[str, Any], latest: int | None) -> N
         raise Halted(f"the training cannot go back from step {at}: {error}") from None
     if restored is None:
         raise Halted(f"the training cannot go back from step {at}: no healthy checkpoint is from before the trouble")
-    while trainer.in_flight:
-        late = trainer.in_flight.popleft()
-        trainer.record(late, late.read(), "held")
     put_back(trainer, restored, ("best", "eval", "last"))
     gate = trainer.runner.gate
     gate.latch.zero_()

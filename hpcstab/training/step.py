@@ -15,6 +15,7 @@ from hpcstab.stability.deferred import Deferred
 from hpcstab.stability.gate import Decision, Gate
 from hpcstab.stability.health import HealthProbe, Readings
 from hpcstab.stability.random_state import seed_all
+from hpcstab.stability.retrial import reason_of
 from hpcstab.stability.running_statistics import Findings, RunningStatistics
 from hpcstab.task import Batch, Task
 from hpcstab.training.batches import StepBatch, micro_batches, to_device
@@ -43,6 +44,11 @@ class Signals:
     buffers_finite: bool
     state_finite: bool
     stop_asked: bool
+
+    @property
+    def reason(self) -> str:
+        """Why the step was bad, as far as its signals tell."""
+        return reason_of(self.figures["loss"], self.figures["grad_norm"], buffers_finite=self.buffers_finite)
 
 
 @dataclass

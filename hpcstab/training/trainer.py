@@ -7,8 +7,6 @@ A run that becomes non-finite ends as ``diverged``, which is a result and not a 
 
 from __future__ import annotations
 
-import contextlib
-import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -31,12 +29,12 @@ from hpcstab.training.context import TrainingContext
 from hpcstab.training.ends import Diverged, Halted, StateFault, Stopped
 from hpcstab.training.evaluating import check_state, evaluate_network
 from hpcstab.training.failure import FailureWatch
-from hpcstab.training.guarding import Guarding, answer_verdict, show_to_guards, verdict_is_due
-from hpcstab.training.measure import peak_memory_gib
+from hpcstab.training.guarding import Guarding, answer_verdict, verdict_is_due
 from hpcstab.training.optimizers import learning_rate
 from hpcstab.training.pictures import save_samples
 from hpcstab.training.precision import device_facts
 from hpcstab.training.ranks import Ranks
+from hpcstab.training.recording import record, record_held, record_refusal, record_the_rest
 from hpcstab.training.records import Records
 from hpcstab.training.recovery import recover
 from hpcstab.training.rollback import go_back_after
@@ -46,7 +44,6 @@ from hpcstab.training.tensorboard import TensorBoard
 from hpcstab.training.terms import note_nonfinite_terms
 
 TrainerState = Literal["running", "completed", "diverged", "halted", "failed"]
-Outcome = Literal["applied", "skipped", "held", "rescaled"]
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,7 @@ class Trainer:
 
     def train(self) -> TrainingResult:
         """Train to the end, to divergence, or until a signal asks to stop; from a checkpoint where there is one."""
-        self._began = time.perf_counter()
+        self.began = time.perf_counter()
         self.records.write_task(self.task)
         self._was_restored = restore_state(self)
         self._first_step = self.step
@@ -128,7 +125,7 @@ class Trainer:
             save_state(self)
             return "halted", str(halt)
         except BaseException:
-            self._record_the_rest()  # what a crash is looked at for is its last rows
+            record_the_rest(self)  # what a crash is looked at for is its last rows
             raise
         if self.ranks.is_first:
             save_samples(self.run, self.task, self.network, self._context())
@@ -149,6 +146,8 @@ class Trainer:
         except StateFault as fault:
             if self.guarding is None:
                 raise
+            record_held(self, self.in_flight)
+            self.in_flight.clear()
             go_back_after(self, fault)
         return True
 
@@ -187,32 +186,6 @@ class Trainer:
             self._read_one()
         return self.step != before
 
-    def record(self, pending: Pending, signals: Signals, outcome: Outcome) -> dict[str, Any]:
-        """The row of a step in metrics.csv, with its probe where it had one and was applied."""
-        row: dict[str, Any] = {
-            "step": pending.step,
-            "update": self.update,
-            "epoch": pending.item.epoch,
-            "attempt": self.records.attempt,
-            "time_s": time.perf_counter() - self._began,
-            "step_time_s": pending.seconds,
-            "peak_mem_gib": peak_memory_gib(self.device),
-            "loss_finite": math.isfinite(signals.figures["loss"]),
-            "grad_finite": math.isfinite(signals.figures["grad_norm"]),
-            "lr": pending.lr,
-            "outcome": outcome,
-            **signals.figures,
-        }
-        self.records.metrics.append(row)
-        self.tensorboard.row(pending.step, row)
-        show_to_guards(self, pending, signals, outcome)
-        if outcome == "applied":
-            self._record_probe(pending)
-            self.update += 1
-        last = {name: row[name] for name in ("loss", "grad_norm", "lr", "step_time_s")}
-        self.records.status(step=pending.step + 1, update=self.update, last=last)
-        return row
-
     def judge_row(self, row: dict[str, Any]) -> None:
         """Record firsts of a row; end the run where it has diverged."""
         note_nonfinite_terms(self, row)
@@ -246,9 +219,9 @@ class Trainer:
         if signals.refused and gate.armed:
             recover(self, pending, signals)
             return
-        row = self.record(pending, signals, "skipped" if signals.refused else "applied")
+        row = record(self, pending, signals, "skipped" if signals.refused else "applied")
         if signals.refused:
-            self.records.events.write("step_refused", pending.step, self.update, reason="nonfinite")
+            record_refusal(self, pending, signals, signals.reason)
         self.judge_row(row)
         self.look_behind(pending, signals)
 
@@ -259,23 +232,6 @@ class Trainer:
         while verdict_is_due(self):
             answer_verdict(self)
         return self.step != before
-
-    def _record_the_rest(self) -> None:
-        with contextlib.suppress(Exception):
-            while self.in_flight:
-                pending = self.in_flight.popleft()
-                signals = pending.read()
-                self.record(pending, signals, "held" if signals.refused else "applied")
-
-    def _record_probe(self, pending: Pending) -> None:
-        position = {"step": pending.step, "update": self.update, "attempt": self.records.attempt}
-        for module, grad_norm, update_norm in pending.norms.read() if pending.norms else ():
-            self.records.probes.append(
-                position | {"module": module, "grad_norm": grad_norm, "update_norm": update_norm}
-            )
-        for term, weight, grad_norm, share in pending.term_norms.read() if pending.term_norms else ():
-            figures = {"term": term, "weight": weight, "grad_norm": grad_norm, "grad_share": share}
-            self.records.terms.append(position | figures)
 
     def _stop_if_asked(self) -> None:
         """End at this step boundary where a signal asks for it, with the state on disk."""

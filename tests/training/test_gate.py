@@ -259,7 +259,7 @@ def test_a_look_at_an_overflow_leaves_nothing_behind(tmp_path: Path, monkeypatch
         precision={"dtype": "fp16", "loss_scale": {"initial": 2.0**24, "growth_every": 2}}, trainer={"ema_decay": 0.5}
     )
     _, looked = trained(tmp_path / "looked", ToyTask(config), config)
-    monkeypatch.setattr("hpcstab.training.recovery._write_capsule_of_failure", lambda *_: True)
+    monkeypatch.setattr("hpcstab.training.recovery.keep_failing_step", lambda *_: True)
     _, other = trained(tmp_path / "other", ToyTask(config), config)
     assert same(dict(looked.network.state_dict()), dict(other.network.state_dict()))
     assert same(looked.optimizer.state_dict()["state"], other.optimizer.state_dict()["state"])

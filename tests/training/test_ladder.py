@@ -211,7 +211,7 @@ def test_resumed_is_uninterrupted_at_every_step(
 ) -> None:
     """Stopped at each step, with nothing and with all it may have in flight: the same to the last bit."""
     monkeypatch.setattr("hpcstab.checkpoint.format._to_disk", lambda path: None)
-    monkeypatch.setattr("hpcstab.training.recovery.MAX_CAPSULES", 0)
+    monkeypatch.setattr("hpcstab.training.capsules.MAX_CAPSULES", 0)
     make_task, sections, rungs = SCENARIOS[scenario]
     config = guarded(stability={"guards": guards(**sections)}, losses=PHASE if scenario == "phases" else {})
     whole, expected_state, expected = attempts(tmp_path / "whole", make_task, config, [])
