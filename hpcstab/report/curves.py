@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
-from hpcstab.report.outcome import Outcome, baselines
+from hpcstab.report.outcome import Outcome, baselines, was_kept_out
 from hpcstab.report.sections import Section
 from hpcstab.report.style import FAINT, Look, figure_text, looks
 
@@ -216,7 +216,8 @@ def _legend(figure: Figure, section: Section) -> None:
     handles = []
     for group in section.groups:
         look = looks(section.groups)[group.label]
-        text = f"{figure_text(group.label)}: {len(group.finite)} of {len(group.runs)} finite"
+        word = "without refusals" if any(map(was_kept_out, group.failed)) else "finite"
+        text = f"{figure_text(group.label)}: {len(group.finite)} of {len(group.runs)} {word}"
         handles.append(Line2D([], [], color=look.colour, linestyle=look.line, linewidth=1.8, label=text))
     if any(group.failed for group in section.groups):
         cross: dict[str, Any] = {"marker": "x", "linestyle": "none", "markersize": 7, "markeredgewidth": 2}

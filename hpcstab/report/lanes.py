@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hpcstab.report.outcome import Outcome
+from hpcstab.report.outcome import Outcome, was_kept_out
 from hpcstab.report.sections import Group, Section
 from hpcstab.report.style import FAINT, figure_text, looks
 
@@ -16,7 +16,7 @@ _TABLE_AT = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def draw_lanes(section: Section, figure: Figure) -> None:
-    """The lanes above, the number of runs still finite below, on one axis of steps."""
+    """The lanes above, the number of runs without a failure below, on one axis of steps."""
     outcomes = section.outcomes
     table_in = 0.21 * (len(section.groups) + 1)
     lanes_in = _LANE_IN * (len(outcomes) + 1)
@@ -56,14 +56,30 @@ def _draw_lane(axes: Axes, position: int, outcome: Outcome, horizon: int, colour
         axes.plot([0, end], [position, position], color=colour, linewidth=4, solid_capstyle="butt", zorder=2)
     if outcome.failed_step is not None:
         axes.plot([end], [position], marker="x", color=colour, markersize=8, markeredgewidth=2.2, zorder=3)
-        what = "non-finite" if outcome.run.first_nonfinite_step == end else "failed"
-        _write(axes, end, position, f"{what} at step {end:,}", horizon, colour)
+        _write(axes, _draw_what_came_after(axes, position, outcome, colour), position, _told(outcome), horizon, colour)
     elif outcome.reached:
         axes.plot([end], [position], marker="|", color=colour, markersize=10, markeredgewidth=2, zorder=3)
         axes.text(end + 0.01 * horizon, position, "finite", va="center", fontsize=8.5, color=colour)
     else:
         state = outcome.run.state if outcome.seen_steps else f"{outcome.run.state}, no step recorded"
         _write(axes, end, position, figure_text(f"? {state}"), horizon, FAINT)
+
+
+def _draw_what_came_after(axes: Axes, position: int, outcome: Outcome, colour: str) -> int:
+    """A thin line where the gate kept a failure out of the state and the run went on; where the lane ends."""
+    assert outcome.failed_step is not None
+    if not was_kept_out(outcome):
+        return outcome.failed_step
+    end = max(outcome.failed_step, outcome.seen_steps)
+    axes.plot([outcome.failed_step, end], [position, position], color=colour, linewidth=1.4, zorder=2)
+    return end
+
+
+def _told(outcome: Outcome) -> str:
+    step = outcome.failed_step
+    if was_kept_out(outcome):
+        return f"refused from step {step:,} on, {outcome.run.state} at {outcome.seen_steps:,}"
+    return f"{'non-finite' if outcome.run.first_nonfinite_step == step else 'failed'} at step {step:,}"
 
 
 def _write(axes: Axes, end: int, position: int, text: str, horizon: int, colour: str) -> None:
@@ -81,7 +97,7 @@ def _draw_table(axes: Axes, section: Section) -> None:
     rows = len(section.groups)
     steps = [round(part * section.horizon) for part in _TABLE_AT]
     beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "center"}
-    axes.text(-0.008, 0.0, "still finite at", color=FAINT, **beside)
+    axes.text(-0.008, 0.0, "without failure at", color=FAINT, **beside)
     for step in steps:
         axes.text(step, 0.0, f"{step:,}", ha="center", va="center", color=FAINT, fontsize=8.5)
     for row, group in enumerate(section.groups, start=1):

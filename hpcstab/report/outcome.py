@@ -127,3 +127,8 @@ def _until(run: LoadedRun, metric: str, horizon: int | None) -> pd.DataFrame:
     if metric not in run.evals.columns:
         return pd.DataFrame({"step": [], metric: [], "num_failed_batches": []})
     return run.evals if horizon is None else run.evals[run.evals["step"] <= horizon]
+
+
+def was_kept_out(outcome: Outcome) -> bool:
+    """Whether the run met a failure, and its state stayed finite all the same: a gate refused it."""
+    return outcome.failed_step is not None and outcome.run.answer("finite") == "yes"

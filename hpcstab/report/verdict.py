@@ -8,7 +8,7 @@ from statistics import median
 
 from hpcstab.report.compare import ALPHA, Pairing, smallest_p
 from hpcstab.report.interventions import refusals_text
-from hpcstab.report.outcome import Outcome, baselines
+from hpcstab.report.outcome import Outcome, baselines, was_kept_out
 from hpcstab.report.sections import Group, Section
 from hpcstab.report.words import signed, unit_of
 
@@ -18,11 +18,16 @@ _NAMED = ("before", "after", "cured")
 
 def verdict_sentence(section: Section, pairings: Sequence[Pairing]) -> str:
     """One sentence: what became of each variant, and what that can show."""
-    told = [group for group in section.groups if len(section.groups) <= _MAX_CLAUSES or group.label in _NAMED]
+    told = [group for group in section.groups if len(section.groups) <= _MAX_CLAUSES or _is_told_in_full(group)]
     clauses = [f"{group.label} {group_clause(group, section)}" for group in told]
     clauses += _others_clauses([group for group in section.groups if group not in told])
     tail = _certainty(section, pairings)
     return f"{section.model} at scale {section.scale}, {section.horizon:,} steps: " + "; ".join([*clauses, tail]) + "."
+
+
+def _is_told_in_full(group: Group) -> bool:
+    """Those that have names, and those of which the gate had to refuse something."""
+    return group.label in _NAMED or bool(refusals_text(group.runs))
 
 
 def group_clause(group: Group, section: Section) -> str:
@@ -32,7 +37,7 @@ def group_clause(group: Group, section: Section) -> str:
     parts = []
     if group.failed:
         nonfinite = all(outcome.run.first_nonfinite_step == outcome.failed_step for outcome in group.failed)
-        kept_out = all(outcome.run.answer("finite") == "yes" for outcome in group.failed)
+        kept_out = all(map(was_kept_out, group.failed))
         what = ("met non-finite values" if kept_out else "went non-finite") if nonfinite else "failed"
         steps = ", ".join(str(outcome.failed_step) for outcome in group.failed)
         first = f"at step {steps}" if len(group.failed) == 1 else f"first at steps {steps}"

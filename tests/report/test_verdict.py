@@ -138,7 +138,8 @@ def test_what_the_gate_had_to_refuse_stands_beside_the_verdict(tmp_path: Path) -
     log.write("first_nonfinite", 7, 7, what="step")
     log.write("halted", 29, 29, reason="no rung is left")
     log.close()
-    section = section_of([run, make_run(tmp_path, "before")])
+    others = [make_run(tmp_path, variant) for variant in ("before", "after", "before+clip", "before+lower_lr")]
+    section = section_of([run, *others])  # so many that most are told in short
     text = verdict_sentence(section, compare_pairs(section))
     assert (
         "before+hardened met non-finite values in 1 of 1 seeds (at step 7; the gate refused 3 steps for a non-finite"
