@@ -194,9 +194,12 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def read_history(path: Path) -> dict[int, dict[str, str]]:
-    """metrics.csv as step -> its last row in file order, in the order of steps."""
+    """metrics.csv as step -> its last row in file order, in the order of steps.
+
+    A step that was held and never ran again, since the run ended, is not part of it.
+    """
     rows = {int(row["step"]): row for row in read_rows(path)}
-    return dict(sorted(rows.items()))
+    return {step: row for step, row in sorted(rows.items()) if row["outcome"] != "held"}
 
 
 def read_evals(path: Path) -> list[dict[str, str]]:

@@ -74,7 +74,8 @@ def test_a_torn_header_is_written_again(tmp_path: Path) -> None:
 
 def test_history_is_the_last_row_of_each_step(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
-    path.write_text("step,loss\n0,1.0\n1,2.0\n2,9.0\n1,3.0\n")
+    rows = ["0,1.0,applied", "1,2.0,held", "2,9.0,applied", "1,3.0,applied", "3,4.0,held"]
+    path.write_text("\n".join(["step,loss,outcome", *rows, ""]))  # step 3 was held and never ran again
     assert {step: entry["loss"] for step, entry in read_history(path).items()} == {0: "1.0", 1: "3.0", 2: "9.0"}
 
 

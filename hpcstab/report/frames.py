@@ -40,9 +40,17 @@ def read_frame(path: Path, empty: pd.DataFrame) -> pd.DataFrame:
 
 def validation_rows(evals: pd.DataFrame) -> pd.DataFrame:
     """One row an evaluation: validation split, raw weights."""
-    return last_of_each_step(evals[(evals["split"] == "validation") & (evals["weights"] == "raw")])
+    return _last_of_each_step(evals[(evals["split"] == "validation") & (evals["weights"] == "raw")])
 
 
-def last_of_each_step(rows: pd.DataFrame) -> pd.DataFrame:
-    """The history: where a step was written twice (a resume), its last row in file order."""
+def history(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row a step: where a step was written twice (a resume), its last row in file order.
+
+    A step that was held and never ran again, since the run ended, is not part of it.
+    """
+    last = _last_of_each_step(rows)
+    return last[last["outcome"] != "held"].reset_index(drop=True)
+
+
+def _last_of_each_step(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.drop_duplicates("step", keep="last").sort_values("step").reset_index(drop=True)

@@ -14,7 +14,7 @@ from hpcstab.config import Claim, Compare
 from hpcstab.errors import HpcstabError
 from hpcstab.judgement import judge
 from hpcstab.metrics import read_events
-from hpcstab.report.frames import NO_EVALS, NO_ROWS, last_of_each_step, read_frame, validation_rows
+from hpcstab.report.frames import NO_EVALS, NO_ROWS, history, read_frame, validation_rows
 from hpcstab.report.record import BrokenFolder, LoadedRun, number
 from hpcstab.report.words import printable
 from hpcstab.rundir import RunDir, read_attempts, read_json
@@ -79,7 +79,7 @@ def load_run(run: RunDir, written: WrittenDown, now: float) -> LoadedRun:
         attempts=tuple(attempts),
         events=tuple(events),
         rows=rows,
-        history=last_of_each_step(rows),
+        history=history(rows),
         evals=validation_rows(evals),
         judgement=judgement,
         state=state,

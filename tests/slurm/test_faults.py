@@ -76,7 +76,8 @@ def test_a_suspended_run_is_not_lost(lab: Lab, root: Path, uninterrupted: Callab
 
 def test_while_the_controller_is_away_the_last_answer_stays(lab: Lab, root: Path) -> None:
     """A run trains to its end meanwhile; the one that waits behind it starts when the controller is back."""
-    first, second = submit_runs(root, planned_runs(2), max_parallel=1)
+    # long enough to outlive the stop of a controller on a busy machine, which takes seconds
+    first, second = submit_runs(root, planned_runs(2, num_steps=4 * NUM_STEPS), max_parallel=1)
     first.wait_for_steps(50)
     assert [one.state.state for one in (first, second)] == ["running", "queued"]
     lab.verb("controller-off")
@@ -90,7 +91,9 @@ def test_while_the_controller_is_away_the_last_answer_stays(lab: Lab, root: Path
         assert after.age_s > before.age_s + 3, "its answer has an age"
     finally:
         lab.verb("controller-on")
-    assert second.wait_for_end() == "completed"
+    second.wait_for_steps(1)
+    assert cancel(second.run.run_id, root)[0].asked, "it starts when the controller is back"
+    assert second.wait_for_end() == "cancelled"
     assert [len(one.attempts) for one in (first, second)] == [1, 1]
     wait_for(lambda: lab.state(first.job) == "COMPLETED", "Slurm knows of the end that it did not see", 60)
 
