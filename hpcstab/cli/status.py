@@ -207,8 +207,8 @@ def _news(state: RunState) -> tuple[str, str]:
 
 def _read(campaign: str | None, root: Path) -> tuple[list[RunState], list[str]]:
     """The rows, and what could not be read."""
-    from hpcstab.launch.ledger import read_ledgers
     from hpcstab.launch.queue import run_states
+    from hpcstab.state.ledger import read_ledgers
 
     states = run_states(root, campaign)
     unreadable = [] if campaign else read_ledgers(root)[1]

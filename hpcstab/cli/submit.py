@@ -16,8 +16,8 @@ from hpcstab.errors import EXIT_BAD_NEWS, EXIT_NO_ANSWER, ConfigError, LaunchErr
 if TYPE_CHECKING:
     from hpcstab.campaign import PlannedRun
     from hpcstab.launch.clusters import Cluster
-    from hpcstab.launch.ledger import Ledger
     from hpcstab.launch.queue import RunState
+    from hpcstab.state.ledger import Ledger
 
 _VARIANTS = "before,after,cured"
 _CANCEL_PATIENCE_S = 20.0
@@ -194,7 +194,7 @@ def _wait_or_cancel(ledger: Ledger, root: Path, as_json: bool) -> list[RunState]
     """The states of all runs once they have ended; Ctrl-C cancels them first."""
     from hpcstab.cli.status import follow_campaign, num_runs, summary
     from hpcstab.launch.cancel import cancel_campaign
-    from hpcstab.launch.ledger import ledger_path
+    from hpcstab.state.ledger import ledger_path
 
     stream = sys.stderr if as_json else sys.stdout
     print(f"campaign {ledger.campaign}: {num_runs(len(ledger.jobs))}; Ctrl-C cancels them", file=stream, flush=True)

@@ -10,10 +10,9 @@ from pathlib import Path
 
 from hpcstab.errors import HpcstabError, LaunchError
 from hpcstab.launch import scheduler
-from hpcstab.launch.ledger import Job, Ledger, ledger_path, locked, read_ledgers, updating
-from hpcstab.state.answers import Answers as Answers
-from hpcstab.state.answers import JobAnswer, answers_path, read_answers, write_answers
-from hpcstab.state.answers import Scheduled as Scheduled
+from hpcstab.launch.ledger import locked, updating
+from hpcstab.state.answers import Answers, JobAnswer, Scheduled, answers_path, read_answers, write_answers
+from hpcstab.state.ledger import Job, Ledger, ledger_path, read_ledgers
 
 MIN_AGE_S = 10.0
 

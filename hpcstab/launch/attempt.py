@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from hpcstab.errors import HpcstabError, RunError
-from hpcstab.launch.machine import Process, gpu_driver
+from hpcstab.launch.machine import gpu_driver
 from hpcstab.launch.output import teed_to
 from hpcstab.rundir import RunDir, begin_attempt, end_attempt
+from hpcstab.state.process import Process
 
 if TYPE_CHECKING:
     from hpcstab.execute import Execution

@@ -9,10 +9,11 @@ from pathlib import Path
 from hpcstab.errors import EXIT_WRONG_REQUEST, LaunchError
 from hpcstab.launch import scheduler
 from hpcstab.launch.answers import scheduler_answers
-from hpcstab.launch.ledger import Ledger, find_job, is_campaign_id, ledger_path, mark_cancelled, read_ledger
+from hpcstab.launch.ledger import mark_cancelled
 from hpcstab.launch.queue import run_state
 from hpcstab.rundir import RunDir, find_run
 from hpcstab.state.evidence import State, collect, responsible_process
+from hpcstab.state.ledger import Ledger, find_job, is_campaign_id, ledger_path, read_ledger
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,13 @@ from typing import Any
 from hpcstab.errors import EXIT_BAD_NEWS, HpcstabError
 from hpcstab.launch import slurm_job
 from hpcstab.launch.attempt import run_attempt
-from hpcstab.launch.ledger import Ledger, Resources, read_ledger, updating
-from hpcstab.launch.machine import Process, thread_variables
+from hpcstab.launch.ledger import updating
+from hpcstab.launch.machine import thread_variables
 from hpcstab.launch.signals import StoppedError, StopSignals
 from hpcstab.launch.slots import slot
 from hpcstab.rundir import RunDir
+from hpcstab.state.ledger import Ledger, Resources, read_ledger
+from hpcstab.state.process import Process
 
 # a step that does not end keeps its slot for ever: so long after the time limit the process ends itself
 _GRACE_S = 300.0

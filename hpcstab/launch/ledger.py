@@ -12,16 +12,7 @@ from pathlib import Path
 from hpcstab.config import NAME
 from hpcstab.errors import EXIT_NO_ANSWER, EXIT_WRONG_REQUEST, LaunchError
 from hpcstab.rundir import SUBMISSIONS, unwritable_root, write_json
-from hpcstab.state.ledger import Job as Job
-from hpcstab.state.ledger import Ledger as Ledger
-from hpcstab.state.ledger import Resources as Resources
-from hpcstab.state.ledger import Slurm as Slurm
-from hpcstab.state.ledger import find_job as find_job
-from hpcstab.state.ledger import is_campaign_id as is_campaign_id
-from hpcstab.state.ledger import ledger_path as ledger_path
-from hpcstab.state.ledger import read_ledger as read_ledger
-from hpcstab.state.ledger import read_ledgers as read_ledgers
-from hpcstab.state.ledger import submission_folder as submission_folder
+from hpcstab.state.ledger import Ledger, read_ledger, submission_folder
 
 
 def claim_campaign(root: Path, name: str) -> str:

@@ -6,8 +6,6 @@ import contextlib
 import os
 from pathlib import Path
 
-from hpcstab.state.process import Process as Process
-
 
 def num_cores() -> int:
     """Cores that this process may use: its affinity, cut by the CPU quota of a container."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from hpcstab.errors import EXIT_NO_ANSWER, LaunchError
-from hpcstab.state.answers import JobAnswer as JobAnswer
+from hpcstab.state.answers import JobAnswer
 
 _LIMIT_S = 20.0
 _PING_S = 5.0

@@ -21,9 +21,10 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from hpcstab.errors import HpcstabError
 from hpcstab.launch.job_body import run_job
-from hpcstab.launch.ledger import Job, Ledger, submission_folder, updating
-from hpcstab.launch.machine import Process
+from hpcstab.launch.ledger import updating
 from hpcstab.launch.starter import job_variables
+from hpcstab.state.ledger import Job, Ledger, submission_folder
+from hpcstab.state.process import Process
 
 _NUM_TIMEOUTS = 3  # submitit's default; the job body counts none
 # 143 and 140: a TERM or USR2 ended Python before it could hold signals back. Were it left at that, a job in GraceTime

@@ -16,9 +16,10 @@ from typing import Any
 import submitit
 
 from hpcstab.launch.job_body import run_job
-from hpcstab.launch.ledger import read_ledger, submission_folder, updating
-from hpcstab.launch.machine import Process
+from hpcstab.launch.ledger import updating
 from hpcstab.launch.slots import turn
+from hpcstab.state.ledger import read_ledger, submission_folder
+from hpcstab.state.process import Process
 
 _POLL_S = 0.2
 # submitit counts a time limit from when the process starts, waiting included: ours counts from the slot

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from hpcstab.errors import EXIT_NO_ANSWER, EXIT_WRONG_REQUEST, LaunchError
 from hpcstab.launch import scheduler
-from hpcstab.launch.ledger import Ledger, read_ledger, submission_folder
 from hpcstab.launch.machine import thread_variables
+from hpcstab.state.ledger import Ledger, read_ledger, submission_folder
 
 _START_TIMEOUT_S = 60.0
 _POLL_S = 0.02

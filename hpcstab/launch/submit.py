@@ -13,19 +13,12 @@ from hpcstab.errors import EXIT_WRONG_REQUEST, LaunchError
 from hpcstab.launch import scheduler
 from hpcstab.launch.clusters import Cluster, gpus_per_run, parallel_runs, refuse_unusable
 from hpcstab.launch.folders import RunFolders
-from hpcstab.launch.ledger import (
-    Job,
-    Ledger,
-    Resources,
-    Slurm,
-    claim_campaign,
-    ledger_path,
-    submission_folder,
-    write_ledger,
-)
-from hpcstab.launch.machine import Process, gpu_devices, thread_variables
+from hpcstab.launch.ledger import claim_campaign, write_ledger
+from hpcstab.launch.machine import gpu_devices, thread_variables
 from hpcstab.launch.starter import start_command, start_locally, submit_to_slurm
 from hpcstab.launch.visibility import refuse_hidden_folders
+from hpcstab.state.ledger import Job, Ledger, Resources, Slurm, ledger_path, submission_folder
+from hpcstab.state.process import Process
 
 
 def submit(

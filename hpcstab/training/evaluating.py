@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from hpcstab.stability.finite import nonfinite_names
 from hpcstab.training.batchnorm import check_statistics_now
 from hpcstab.training.ends import Diverged
 from hpcstab.training.evaluation import Evaluation, EvaluationContext, evaluate
-from hpcstab.training.measure import nonfinite_names
 from hpcstab.training.precision import autocast
 from hpcstab.training.rollback import check_whole_state
 

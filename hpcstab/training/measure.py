@@ -12,7 +12,6 @@ from torch.nn.utils import get_total_norm
 
 from hpcstab.stability.clipping import total_grad_norm
 from hpcstab.stability.deferred import Deferred
-from hpcstab.stability.finite import nonfinite_names as nonfinite_names
 
 
 def finite_flag(tensors: Mapping[str, Tensor]) -> Tensor:

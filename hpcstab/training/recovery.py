@@ -10,11 +10,11 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from hpcstab.stability.finite import nonfinite_names
 from hpcstab.stability.retrial import Retrial
 from hpcstab.training.batchnorm import check_statistics_now
 from hpcstab.training.capsules import keep_failing_step
 from hpcstab.training.ends import StateFault
-from hpcstab.training.measure import nonfinite_names
 from hpcstab.training.recording import record, record_held, record_refusal
 from hpcstab.training.terms import ramp_bad_terms_again
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpcstab.checkpoint import CheckpointStore, Restored
 from hpcstab.errors import CheckpointError
-from hpcstab.training.measure import nonfinite_names
+from hpcstab.stability.finite import nonfinite_names
 
 if TYPE_CHECKING:
     from hpcstab.training.trainer import Trainer

@@ -3,7 +3,9 @@
 Against a bare PyTorch loop with the same fused optimizer, ``clip_grad_norm_`` and ``.item()`` logging of loss and
 norm. All forms of a model run in one process, a step of each in every round and in turning order, so that the noise of
 the machine hits all; the ratio is taken within a round. ``bare again`` is a second bare loop: it shows the noise.
-``python -m tests.benchmarks.step_cost --out reports/bench/step_cost.md`` writes the table that is committed.
+``python -m tests.benchmarks.step_cost --out reports/bench/step_cost.md`` writes the table that is committed, and
+``--device cuda --out reports/bench/step_cost_gpu.md`` that of a GPU, where a turn is several steps and one wait at their
+end: what counts there is how many steps a second come out, and a loop that never waits is ahead of its device.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ from hpcstab.execute import load_task, read_config
 from hpcstab.identity import create_run
 from hpcstab.stability import harden
 from hpcstab.stability.gate import LAG, Gate
-from hpcstab.training.batches import StepBatch
+from hpcstab.stability.running_statistics import RunningStatistics
+from hpcstab.training.batches import StepBatch, to_device
 from hpcstab.training.context import TrainingContext
 from hpcstab.training.objective import Objective
 from hpcstab.training.step import Pending, StepRunner
@@ -44,17 +47,18 @@ ROUNDS = 200
 WARM_UP = 5
 SLOW_EVERY = 4
 """Anomaly mode and the naive check run in every fourth round."""
-CPU = torch.device("cpu")
+STEPS_A_TURN = {"cpu": 1, "cuda": 10}
 HEAD = """# What the gate costs a healthy step
 
-Made by `python -m tests.benchmarks.step_cost --out reports/bench/step_cost.md`: AdamW (fused) and clipping to norm 1
-in every form; `bare` reads loss and norm with `.item()`, ours reads the same figures two steps later. One step of each
+Made by `python -m tests.benchmarks.step_cost {options}`: AdamW (fused) and clipping to norm 1
+in every form; `bare` reads loss and norm with `.item()`, ours reads the same figures two steps later. {turn} of each
 form in every round, in turning order; the ratio is that of a round, the interval a bootstrap of its median.
 `bare again` is the noise: where its interval leaves 1, nothing finer can be read from this table. `naive check` asks
 every gradient `isfinite().all()` on its own; `anomaly mode` is torch's `detect_anomaly`; both in every fourth round.
 
-Not measured: a GPU (there was none), several threads or ranks, fp16 and bf16, the files that a run of hpcstab writes.
+Not measured: several threads or ranks, fp16 and bf16, the files that a run of hpcstab writes.
 """
+TURN = {"cpu": "One step", "cuda": "Ten steps with one wait at their end"}
 Step = Callable[[], Any]
 
 
@@ -66,7 +70,13 @@ class Model:
 
     def __init__(self, network: Callable[[], nn.Module], batch: Any, loss: Callable[[nn.Module, Any], Tensor]) -> None:
         self.network, self.batch, self.loss = network, batch, loss
+        self.device = torch.device("cpu")
         self.objective = Objective(toy_config().losses, 1, 1.0)
+
+    def on(self, device: torch.device) -> Model:
+        """The same with its batch on a device, and networks that will be made there."""
+        self.device, self.batch = device, to_device(self.batch, device)
+        return self
 
     def loss_terms(self, network: nn.Module, batch: Any, context: Any) -> dict[str, Tensor]:
         return {"mse": self.loss(network, batch)}
@@ -82,6 +92,7 @@ class Swae3d(Model):
             model, config = read_config(create_run(Path(folder), experiment, resolved, 0))
         task = load_task(model, config, 0, "bench")
         items = task.dataset("train")
+        self.device = torch.device("cpu")
         self.loss_term_names = task.loss_term_names
         self.loss_terms = task.loss_terms  # type: ignore[method-assign]
         self.network = task.network
@@ -89,11 +100,11 @@ class Swae3d(Model):
         self.objective = Objective(config.losses, 1, 1.0)
 
     def loss(self, network: nn.Module, batch: Any) -> Tensor:
-        return self.objective.total(self.loss_terms(network, batch, TrainingContext(0, 1, 0, CPU)), 1)
+        return self.objective.total(self.loss_terms(network, batch, TrainingContext(0, 1, 0, self.device)), 1)
 
 
-def resnet() -> Model:
-    images, labels = torch.randn(32, 3, 32, 32), torch.randint(10, (32,))
+def resnet(batch_size: int = 32) -> Model:
+    images, labels = torch.randn(batch_size, 3, 32, 32), torch.randint(10, (batch_size,))
     return Model(
         lambda: ResNet((64, 128, 256, 512), pools=True),
         (images, labels),
@@ -101,8 +112,8 @@ def resnet() -> Model:
     )
 
 
-def transformer() -> Model:
-    tokens = torch.randint(1000, (4, 65))
+def transformer(batch_size: int = 4) -> Model:
+    tokens = torch.randint(1000, (batch_size, 65))
     return Model(
         lambda: Transformer(256, 4, 1000, 64, dropout=0.1),
         tokens,
@@ -112,7 +123,7 @@ def transformer() -> Model:
 
 def made(model: Model) -> tuple[nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(0)
-    network = model.network()
+    network = model.network().to(model.device)
     return network, torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
 
 
@@ -154,7 +165,18 @@ def runner(model: Model) -> Step:
     network, optimizer = made(model)
     gate = Gate(network, [optimizer], "closed", 1.0)
     task: Any = model
-    run = StepRunner(task, network, optimizer, gate, model.objective, toy_config().precision, 1, CPU, 0)
+    run = StepRunner(
+        task=task,
+        network=network,
+        optimizer=optimizer,
+        gate=gate,
+        objective=model.objective,
+        statistics=RunningStatistics(network, "none"),
+        precision=toy_config().precision,
+        num_micro_batches=1,
+        device=model.device,
+        seed=0,
+    )
     steps, in_flight = itertools.count(), deque[Pending]()
 
     def step() -> None:
@@ -166,8 +188,9 @@ def runner(model: Model) -> Step:
     return step
 
 
-def measure(forms: dict[str, Step], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each form's steps, by round; NaN in rounds that a slow form leaves out."""
+def measure(forms: dict[str, Step], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each form's step, by round; NaN in rounds that a slow form leaves out."""
+    num_steps = STEPS_A_TURN[device.type]
     times: dict[str, list[float]] = {name: [] for name in forms}
     for round_number in range(-WARM_UP, rounds):
         names = list(forms)
@@ -177,8 +200,11 @@ def measure(forms: dict[str, Step], rounds: int) -> dict[str, list[float]]:
                 times[name].append(float("nan"))
                 continue
             started = time.perf_counter()
-            forms[name]()
-            times[name].append(time.perf_counter() - started)
+            for _ in range(num_steps):
+                forms[name]()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            times[name].append((time.perf_counter() - started) / num_steps)
     return {name: taken[WARM_UP:] for name, taken in times.items()}
 
 
@@ -199,7 +225,7 @@ def rows(name: str, model: Model, rounds: int) -> Iterator[str]:
         "anomaly mode": bare(model, anomaly=True),
         "naive check": bare(model, naive=True),
     }
-    times = measure(forms, rounds)
+    times = measure(forms, rounds, model.device)
     reference = np.array(times.pop("bare"))
     yield f"| {name} | bare | {statistics.median(reference) * 1e3:.1f} | 1 | | {rounds} |"
     for form, taken in times.items():
@@ -216,31 +242,44 @@ MODELS: dict[str, Callable[[], Model]] = {
     "transformer, 4 layers, width 256, 4 x 64 tokens": transformer,
     "swae3d, batch 16": Swae3d,
 }
+GPU_MODELS: dict[str, Callable[[], Model]] = {
+    "ResNet-18, 32x32, batch 1024": lambda: resnet(1024),
+    "transformer, 4 layers, width 256, 64 x 64 tokens": lambda: transformer(64),
+}
+"""Sizes that keep a GPU busy; those above are so small that only the launching of kernels counts there."""
+
+
+def facts_of(device: torch.device) -> str:
+    """When, with what and where it was measured."""
+    name = torch.cuda.get_device_name() if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    load = "/".join(f"{load:.1f}" for load in os.getloadavg())
+    where = f"{platform.machine()}, {name}, {torch.get_num_threads()} thread, {device.type.upper()}"
+    return f"{datetime.date.today()}, torch {torch.__version__}, {where}, load {load} on {os.cpu_count()} cores"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, help="write the table here too")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--device", choices=list(STEPS_A_TURN), default="cpu")
     options = parser.parse_args()
+    device = torch.device(options.device)
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="Anomaly Detection")
-    facts = (
-        f"{datetime.date.today()}, torch {torch.__version__}, {platform.machine()},"
-        f" {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} thread, CPU,"
-        f" load {'/'.join(f'{load:.1f}' for load in os.getloadavg())} on {os.cpu_count()} cores"
-    )
+    facts = facts_of(device)
     table = ["| model | form | ms a step, median | step / bare, median | 95 % interval | rounds |"]
     table.append("|---|---|---|---|---|---|")
     print(facts, *table, sep="\n", flush=True)
-    for name, make in MODELS.items():
+    for name, make in (MODELS | GPU_MODELS if device.type == "cuda" else MODELS).items():
         torch.manual_seed(0)
-        for row in rows(name, make(), options.rounds):
+        for row in rows(name, make().on(device), options.rounds):
             print(row, flush=True)
             table.append(row)
     if options.out is not None:
+        words = f"{'--device cuda ' if device.type == 'cuda' else ''}--out {options.out}"
+        head = HEAD.format(options=words, turn=TURN[device.type])
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text("\n".join([HEAD, facts, "", *table]) + "\n", encoding="utf-8")
+        options.out.write_text("\n".join([head, facts, "", *table]) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -18,9 +18,10 @@ import pytest
 
 from hpcstab.cli import main
 from hpcstab.cli.status import follow_campaign, hours, short_name, table_of
-from hpcstab.launch.ledger import ledger_path, updating
+from hpcstab.launch.ledger import updating
 from hpcstab.launch.queue import run_states
 from hpcstab.rundir import find_runs
+from hpcstab.state.ledger import ledger_path
 from tests.launch import conftest as launch
 from tests.launch.conftest import states, wait_for_end, wait_until
 

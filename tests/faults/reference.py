@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hpcstab.seeds import keyed_seed
+from hpcstab.training.precision import pick_device
 from tests.faults.task import FaultNetwork, FaultTask, batch_indices
 from tests.training.toy import Config
 
@@ -36,7 +37,7 @@ def train_plainly(
     """
     task = FaultTask(config)
     torch.manual_seed(keyed_seed(0, "network"))
-    network = FaultNetwork()
+    network = FaultNetwork().to(pick_device())
     optimizer = make_optimizer(network, config)
     averages = [parameter.detach().clone() for parameter in network.parameters()]
     scale = config.precision.loss_scale.initial if config.precision.loss_scale else None
@@ -48,7 +49,7 @@ def train_plainly(
             scale = overgrown[1]
         scale = _set_gradients(network, task, config, step, ranks, scale)
         if scale is not None:
-            optimizer.grad_scale = torch.tensor(scale)  # type: ignore[attr-defined]
+            optimizer.grad_scale = torch.tensor(scale, device=pick_device())  # type: ignore[attr-defined]
         optimizer.step()
         for average, parameter in zip(averages, network.parameters(), strict=True):
             average.add_((parameter.detach() - average) * torch.tensor(1.0 - (config.trainer.ema_decay or 0.0)))
@@ -59,6 +60,7 @@ def _set_gradients(
     network: FaultNetwork, task: FaultTask, config: Config, step: int, ranks: int, scale: float | None
 ) -> float | None:
     """Leave the gradients of a step; the loss scale that they have, halved until they were finite."""
+    device = pick_device()
     items = task.dataset("train")
     indices = batch_indices(step, config.data.batch_size)
     before = {name: buffer.clone() for name, buffer in network.named_buffers()}
@@ -68,11 +70,11 @@ def _set_gradients(
         mine = indices[rank::ranks]
         network.zero_grad()
         dtype = _DTYPES.get(config.precision.dtype)
-        with torch.autocast("cpu", dtype=dtype) if dtype else nullcontext():
-            outputs = network(items.inputs[mine])
-            mse = (outputs - items.targets[mine]).square().mean()
+        with torch.autocast(device.type, dtype=dtype) if dtype else nullcontext():
+            outputs = network(items.inputs[mine].to(device))
+            mse = (outputs - items.targets[mine].to(device)).square().mean()
             loss = config.losses.weights.mse * mse + config.losses.weights.size * outputs.square().mean()
-        (loss if scale is None else loss * torch.tensor(scale)).backward()  # type: ignore[no-untyped-call]
+        (loss if scale is None else loss * torch.tensor(scale, device=device)).backward()  # type: ignore[no-untyped-call]
         gradients.insert(0, [parameter.grad for parameter in network.parameters() if parameter.grad is not None])
     if scale is not None and not all(bool(each.isfinite().all()) for part in gradients for each in part):
         _put_buffers(network, before)

@@ -12,9 +12,9 @@ import pytest
 from hpcstab.campaign import plan
 from hpcstab.launch.cancel import cancel_campaign
 from hpcstab.launch.clusters import Cluster, load_cluster
-from hpcstab.launch.ledger import Ledger, ledger_path
 from hpcstab.launch.queue import RunState, run_states
 from hpcstab.launch.submit import submit
+from hpcstab.state.ledger import Ledger, ledger_path
 from tests.conftest import REPOSITORY
 
 FAKE_TRAINING = Path(__file__).with_name("fake_training")
@@ -83,7 +83,7 @@ def states(root: Path, campaign: str) -> list[str]:
 def kill_all(root: Path, campaign: str) -> None:
     import signal
 
-    from hpcstab.launch.ledger import read_ledger
+    from hpcstab.state.ledger import read_ledger
 
     cancel_campaign(ledger_path(root, campaign))
     ledger = read_ledger(ledger_path(root, campaign))

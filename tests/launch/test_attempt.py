@@ -19,10 +19,10 @@ import pytest
 
 from hpcstab.errors import RunError
 from hpcstab.launch.attempt import run_attempt
-from hpcstab.launch.machine import Process
 from hpcstab.launch.output import teed_to
 from hpcstab.launch.signals import StoppedError, StopSignals
 from hpcstab.rundir import RunDir, read_attempts
+from hpcstab.state.process import Process
 from tests.conftest import MakeRun
 from tests.launch.conftest import FAKE_TRAINING
 

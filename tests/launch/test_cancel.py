@@ -10,8 +10,9 @@ import pytest
 from hpcstab.errors import LaunchError, RunError
 from hpcstab.launch.cancel import cancel
 from hpcstab.launch.job_body import run_job
-from hpcstab.launch.ledger import ledger_path, mark_cancelled, read_ledger
+from hpcstab.launch.ledger import mark_cancelled
 from hpcstab.rundir import RunDir, read_attempts
+from hpcstab.state.ledger import ledger_path, read_ledger
 from tests.conftest import MakeRun
 from tests.launch.conftest import Submit, states, wait_for_end, wait_until
 from tests.launch.test_ledger import make_ledger

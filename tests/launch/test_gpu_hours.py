@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from hpcstab.launch.gpu_hours import gpu_hours
-from hpcstab.launch.ledger import Job, Ledger, Resources
 from hpcstab.rundir import RunDir, create_run_dir, write_json
 from hpcstab.state.evidence import Evidence
+from hpcstab.state.ledger import Job, Ledger, Resources
 
 HOUR = 3600.0
 NOW = 100 * HOUR

@@ -11,20 +11,18 @@ from pathlib import Path
 import pytest
 
 from hpcstab.errors import HpcstabError, LaunchError, RunError
-from hpcstab.launch.ledger import (
+from hpcstab.launch.ledger import claim_campaign, updating, write_ledger
+from hpcstab.state.ledger import (
     Job,
     Ledger,
     Resources,
-    claim_campaign,
     find_job,
     is_campaign_id,
     ledger_path,
     read_ledger,
     read_ledgers,
-    updating,
-    write_ledger,
 )
-from hpcstab.launch.machine import Process
+from hpcstab.state.process import Process
 
 
 def make_ledger(root: Path, num_jobs: int = 3) -> Path:

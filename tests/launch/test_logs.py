@@ -9,9 +9,9 @@ import pytest
 
 from hpcstab.errors import RunError
 from hpcstab.launch.cancel import cancel
-from hpcstab.launch.ledger import ledger_path, submission_folder
 from hpcstab.launch.logs import follow, log_file, tail, wait_for_log
 from hpcstab.rundir import RunDir
+from hpcstab.state.ledger import ledger_path, submission_folder
 from tests.launch.conftest import Submit, states, wait_for_end, wait_until
 
 

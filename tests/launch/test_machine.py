@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from hpcstab.errors import LaunchError
-from hpcstab.launch.machine import Process, gpu_devices, num_cores
+from hpcstab.launch.machine import gpu_devices, num_cores
+from hpcstab.state.process import Process
 from tests.launch.conftest import wait_until
 
 

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from hpcstab.launch.ledger import Job, Ledger, Resources, ledger_path, write_ledger
-from hpcstab.launch.machine import Process
+from hpcstab.launch.ledger import write_ledger
 from hpcstab.launch.queue import run_state, run_states
 from hpcstab.rundir import RunDir, begin_attempt, create_run_dir, end_attempt, write_json
 from hpcstab.state.evidence import Evidence
+from hpcstab.state.ledger import Job, Ledger, Resources, ledger_path
+from hpcstab.state.process import Process
 from hpcstab.state.rule import answer
 
 NOW = 1_000_000.0

@@ -12,9 +12,14 @@ import pytest
 
 from hpcstab.errors import LaunchError
 from hpcstab.launch import scheduler
-from hpcstab.launch.answers import Answers, Scheduled, scheduler_answers
+from hpcstab.launch.answers import scheduler_answers
 from hpcstab.launch.clusters import choose_cluster
-from hpcstab.launch.ledger import (
+from hpcstab.launch.ledger import write_ledger
+from hpcstab.launch.queue import run_state
+from hpcstab.launch.scheduler import expand_job_ids, parse_duration_s
+from hpcstab.rundir import RunDir, begin_attempt, end_attempt, write_json
+from hpcstab.state.answers import Answers, JobAnswer, Scheduled, read_answers
+from hpcstab.state.ledger import (
     Job,
     Ledger,
     Resources,
@@ -23,13 +28,8 @@ from hpcstab.launch.ledger import (
     read_ledger,
     read_ledgers,
     submission_folder,
-    write_ledger,
 )
-from hpcstab.launch.machine import Process
-from hpcstab.launch.queue import run_state
-from hpcstab.launch.scheduler import JobAnswer, expand_job_ids, parse_duration_s
-from hpcstab.rundir import RunDir, begin_attempt, end_attempt, write_json
-from hpcstab.state.answers import read_answers
+from hpcstab.state.process import Process
 
 CAMPAIGN = "swae3d_20260101_000000"
 Command = Callable[[str, str], None]

@@ -18,10 +18,10 @@ import pytest
 from hpcstab.campaign import plan
 from hpcstab.errors import HpcstabError, LaunchError, RunError
 from hpcstab.launch.clusters import load_cluster
-from hpcstab.launch.ledger import ledger_path, read_ledger, submission_folder
 from hpcstab.launch.queue import run_states
 from hpcstab.launch.submit import submit
 from hpcstab.rundir import RunDir, find_runs, read_attempts
+from hpcstab.state.ledger import ledger_path, read_ledger, submission_folder
 from tests.launch.conftest import Submit, local, states, wait_for_end, wait_until
 
 

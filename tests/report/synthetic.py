@@ -15,10 +15,11 @@ import yaml
 from hpcstab.config import Experiment, load_experiment, parse_overrides, resolve
 from hpcstab.identity import create_run
 from hpcstab.judgement import judge
-from hpcstab.launch.ledger import Job, Ledger, Resources, ledger_path, write_ledger
-from hpcstab.launch.machine import Process
+from hpcstab.launch.ledger import write_ledger
 from hpcstab.metrics import PROBES_COLUMNS, CsvAppender, EventLog, evals_header, metrics_header
 from hpcstab.rundir import RunDir, begin_attempt, end_attempt, write_json
+from hpcstab.state.ledger import Job, Ledger, Resources, ledger_path
+from hpcstab.state.process import Process
 
 CAMPAIGN = "swae3d_20261122_120000"
 STEPS = 40

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from hpcstab.launch import signals
-from hpcstab.launch.ledger import Job, Ledger, Resources, Slurm, ledger_path, write_ledger
+from hpcstab.launch.ledger import write_ledger
 from hpcstab.launch.queue import run_states
 from hpcstab.report.load import load_runs
 from hpcstab.rundir import RunDir, begin_attempt, end_attempt, write_json
 from hpcstab.state.answers import Answers, JobAnswer, Scheduled, write_answers
+from hpcstab.state.ledger import Job, Ledger, Resources, Slurm, ledger_path
 from hpcstab.state.local import TIME_LIMIT
 from tests.report.synthetic import create
 

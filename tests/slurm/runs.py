@@ -15,10 +15,10 @@ import torch
 from hpcstab.campaign import PlannedRun, plan
 from hpcstab.config import parse_overrides
 from hpcstab.launch.clusters import Cluster, load_cluster
-from hpcstab.launch.ledger import Ledger, ledger_path, submission_folder
 from hpcstab.launch.queue import RunState, run_states
 from hpcstab.launch.submit import submit
 from hpcstab.rundir import RunDir, read_attempts, read_json
+from hpcstab.state.ledger import Ledger, ledger_path, submission_folder
 from tests.slurm.waiting import wait_for
 
 NUM_STEPS = 1_500

@@ -11,11 +11,11 @@ import pytest
 
 from hpcstab.launch.cancel import cancel
 from hpcstab.launch.clusters import choose_cluster, refuse_unusable
-from hpcstab.launch.ledger import ledger_path, read_ledger, submission_folder
 from hpcstab.launch.scheduler import job_state, partition_limits
 from hpcstab.launch.submit import shown_script
 from hpcstab.report import write_report
 from hpcstab.rundir import RunDir, find_runs, read_attempts
+from hpcstab.state.ledger import ledger_path, read_ledger, submission_folder
 from tests.slurm.conftest import Lab, refusal, wait_for, wait_for_end
 from tests.slurm.runs import FOR_EVER, lab_cluster, planned_runs, submit_one, submit_runs
 

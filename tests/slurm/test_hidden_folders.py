@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from hpcstab.launch.ledger import read_ledgers
 from hpcstab.launch.scheduler import ended_jobs_named, job_answers
+from hpcstab.state.ledger import read_ledgers
 from tests.slurm.conftest import Lab, wait_for, wait_for_end
 
 pytestmark = pytest.mark.slurm

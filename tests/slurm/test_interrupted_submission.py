@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from hpcstab.launch.cancel import cancel
-from hpcstab.launch.ledger import Ledger, ledger_path, read_ledger, read_ledgers, updating
+from hpcstab.launch.ledger import updating
 from hpcstab.launch.queue import run_states
 from hpcstab.launch.scheduler import job_answers
 from hpcstab.rundir import RunDir, read_attempts
+from hpcstab.state.ledger import Ledger, ledger_path, read_ledger, read_ledgers
 from hpcstab.state.slurm import SETTLED_S
 from tests.slurm.conftest import Lab, wait_for, wait_for_end
 

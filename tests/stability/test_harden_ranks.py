@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.two_processes import reports_of_two
 
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each rank says of each case."""
-    meeting = str(tmp_path_factory.mktemp("ranks") / "meeting")
-    command = [sys.executable, "-m", "tests.stability.two_ranks"]
-    ranks = [
-        subprocess.Popen([*command, str(rank), meeting], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
-        for rank in range(2)
-    ]
-    try:
-        outputs = [rank.communicate(timeout=200)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    reports = [[json.loads(line) for line in output.splitlines() if line.startswith("{")] for output in outputs]
-    return [{report["case"]: report for report in each} for each in reports]
+    return reports_of_two("tests.stability.two_ranks", tmp_path_factory.mktemp("ranks") / "meeting")
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,12 @@ from torch import nn
 from hpcstab.config.common import SchedulerConfig
 from hpcstab.errors import ConfigError
 from hpcstab.stability.clipping import clip_scale
+from hpcstab.stability.finite import nonfinite_names
 from hpcstab.stability.phases import phase_factor
 from hpcstab.task import Maximum, Sum
 from hpcstab.training.batches import EpochOrder, to_device
 from hpcstab.training.context import TrainingContext
-from hpcstab.training.measure import ModuleProbe, nonfinite_names
+from hpcstab.training.measure import ModuleProbe
 from hpcstab.training.objective import Objective
 from hpcstab.training.optimizers import learning_rate
 from tests.training.toy import toy_config

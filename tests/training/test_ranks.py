@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +10,8 @@ import pytest
 from hpcstab.metrics import read_events, read_history
 from hpcstab.rundir import RunDir
 from hpcstab.training.ranks import Ranks
-from tests.conftest import REPOSITORY
 from tests.training.two_ranks import CASES, STEP, Case
+from tests.two_processes import reports_of_two
 
 Said = tuple[list[dict[str, Any]], Path]
 
@@ -23,20 +20,7 @@ Said = tuple[list[dict[str, Any]], Path]
 def said(tmp_path_factory: pytest.TempPathFactory) -> Said:
     """What each rank says of each case, and where the runs are."""
     root = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, "-m", "tests.training.two_ranks"]
-    ranks = [
-        subprocess.Popen(
-            [*command, str(rank), str(root / "meeting"), str(root)], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [rank.communicate(timeout=200)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    reports = [[json.loads(line) for line in output.splitlines() if line.startswith("{")] for output in outputs]
-    return [{report["case"]: report for report in each} for each in reports], root
+    return reports_of_two("tests.training.two_ranks", root / "meeting", str(root)), root
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
