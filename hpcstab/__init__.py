@@ -9,19 +9,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hpcstab.stability.hardening import harden as harden
-    from hpcstab.stability.loop_replay import replay as replay
+    from hpcstab.stability.loop.hardening import harden as harden
+    from hpcstab.stability.loop.replay import replay as replay
 
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     if name == "harden":
-        from hpcstab.stability.hardening import harden
+        from hpcstab.stability.loop.hardening import harden
 
         return harden
     if name == "replay":
-        from hpcstab.stability.loop_replay import replay
+        from hpcstab.stability.loop.replay import replay
 
         return replay
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -27,7 +27,7 @@ from hpcstab.rundir import RunDir, read_json, remove_asides, write_json
 from hpcstab.task import Task, TaskFactory
 
 if TYPE_CHECKING:
-    from hpcstab.stability.replayed import Replayed
+    from hpcstab.stability.replay.replayed import Replayed
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ def replay(folder: Path, device: str | None = None, model: str | None = None) ->
     """
     import torch
 
-    from hpcstab.stability.capsule import read_capsule
-    from hpcstab.stability.replayed import Replayed
+    from hpcstab.stability.replay.capsule import read_capsule
+    from hpcstab.stability.replay.replayed import Replayed
     from hpcstab.training.replaying import replay_capsule
 
     if device not in (None, "cpu", "cuda"):

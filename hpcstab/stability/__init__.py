@@ -8,13 +8,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hpcstab.stability.hardening import Hardened as Hardened
-    from hpcstab.stability.hardening import harden as harden
+    from hpcstab.stability.loop.hardening import Hardened as Hardened
+    from hpcstab.stability.loop.hardening import harden as harden
 
 
 def __getattr__(name: str) -> Any:
     if name in ("harden", "Hardened"):  # models import numerics from here and nothing of this
-        from hpcstab.stability import hardening
+        from hpcstab.stability.loop import hardening
 
         return getattr(hardening, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

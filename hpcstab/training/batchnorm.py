@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from hpcstab.stability.gate import LAG
+from hpcstab.stability.batchnorm.reestimate import reestimate
+from hpcstab.stability.batchnorm.running_statistics import RunningStatistics, SickLayer
+from hpcstab.stability.gate.gate import LAG
 from hpcstab.stability.random_state import random_state_kept
-from hpcstab.stability.reestimate import reestimate
-from hpcstab.stability.running_statistics import RunningStatistics, SickLayer
 from hpcstab.training.ends import Halted
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from hpcstab.config import read_yaml_mapping
 from hpcstab.errors import CheckpointError
-from hpcstab.stability.capsule import MAX_CAPSULES, write_capsule
-from hpcstab.stability.clipping import total_grad_norm
 from hpcstab.stability.finite import nonfinite_names
-from hpcstab.stability.loss_scale import MIN_SCALE
+from hpcstab.stability.gate.clipping import total_grad_norm
+from hpcstab.stability.gate.loss_scale import MIN_SCALE
 from hpcstab.stability.random_state import take_random_state
+from hpcstab.stability.replay.capsule import MAX_CAPSULES, write_capsule
 from hpcstab.training.optimizers import set_learning_rate
 
 if TYPE_CHECKING:

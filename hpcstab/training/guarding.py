@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hpcstab.config.guards import GuardsConfig
-from hpcstab.stability.drift import DriftGuard
-from hpcstab.stability.gate import LAG, Gate
-from hpcstab.stability.guards import DELAY, Finding, Guard, Guards, StreakGuard, Update, Verdict
-from hpcstab.stability.headroom import HeadroomGuard
-from hpcstab.stability.ladder import Ladder
-from hpcstab.stability.spikes import SpikeGuard
-from hpcstab.stability.stalled import StalledGuard
+from hpcstab.stability.gate.gate import LAG, Gate
+from hpcstab.stability.guards.drift import DriftGuard
+from hpcstab.stability.guards.guards import DELAY, Finding, Guard, Guards, StreakGuard, Update, Verdict
+from hpcstab.stability.guards.headroom import HeadroomGuard
+from hpcstab.stability.guards.ladder import Ladder
+from hpcstab.stability.guards.spikes import SpikeGuard
+from hpcstab.stability.guards.stalled import StalledGuard
 from hpcstab.training.ends import Halted
 from hpcstab.training.rollback import go_back_for
 

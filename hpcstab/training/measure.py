@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from hpcstab.stability.clipping import total_grad_norm
 from hpcstab.stability.deferred import Deferred
+from hpcstab.stability.gate.clipping import total_grad_norm
 
 
 def finite_flag(tensors: Mapping[str, Tensor]) -> Tensor:

@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from hpcstab.stability.finite import nonfinite_names
-from hpcstab.stability.retrial import Retrial
+from hpcstab.stability.gate.retrial import Retrial
 from hpcstab.training.batchnorm import check_statistics_now
 from hpcstab.training.capsules import keep_failing_step
 from hpcstab.training.ends import StateFault

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from hpcstab.config import RunConfig
 from hpcstab.errors import CheckpointError
-from hpcstab.stability.capsule import Capsule
-from hpcstab.stability.failing_step import Batch, FailingStep, Precision
-from hpcstab.stability.replay import Replay
-from hpcstab.stability.replayed import replay_as_recorded
-from hpcstab.stability.running_statistics import RunningStatistics
+from hpcstab.stability.batchnorm.running_statistics import RunningStatistics
+from hpcstab.stability.replay.capsule import Capsule
+from hpcstab.stability.replay.failing_step import Batch, FailingStep, Precision
+from hpcstab.stability.replay.replay import Replay
+from hpcstab.stability.replay.replayed import replay_as_recorded
 from hpcstab.task import Task
 from hpcstab.training.batches import StepBatch, to_device
 from hpcstab.training.build import build_gate, build_network

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hpcstab.checkpoint import CheckpointStore
 from hpcstab.errors import CheckpointError
 from hpcstab.stability.finite import nonfinite_names
-from hpcstab.stability.guards import Verdict
+from hpcstab.stability.guards.guards import Verdict
 from hpcstab.training.ends import Halted, StateFault
 from hpcstab.training.state import newest_checkpoint, put_back, save_state
 

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from hpcstab.config.common import PrecisionConfig
 from hpcstab.seeds import keyed_seed
+from hpcstab.stability.batchnorm.running_statistics import Findings, RunningStatistics
 from hpcstab.stability.deferred import Deferred
-from hpcstab.stability.gate import Decision, Gate
-from hpcstab.stability.health import HealthProbe, Readings
+from hpcstab.stability.gate.gate import Decision, Gate
+from hpcstab.stability.gate.retrial import reason_of
+from hpcstab.stability.guards.health import HealthProbe, Readings
 from hpcstab.stability.random_state import seed_all
-from hpcstab.stability.retrial import reason_of
-from hpcstab.stability.running_statistics import Findings, RunningStatistics
 from hpcstab.task import Batch, Task
 from hpcstab.training.batches import StepBatch, micro_batches, to_device
 from hpcstab.training.context import TrainingContext

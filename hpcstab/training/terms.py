@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from hpcstab.stability.deferred import Deferred
-from hpcstab.stability.gate import Gate
+from hpcstab.stability.gate.gate import Gate
 
 if TYPE_CHECKING:
     from hpcstab.training.step import Pending

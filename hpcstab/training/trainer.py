@@ -19,8 +19,8 @@ from torch import nn
 from hpcstab.config import RunConfig
 from hpcstab.judgement import judge
 from hpcstab.rundir import RunDir
-from hpcstab.stability.gate import LAG
-from hpcstab.stability.held import HeldBatches
+from hpcstab.stability.gate.gate import LAG
+from hpcstab.stability.gate.held import HeldBatches
 from hpcstab.task import Task
 from hpcstab.training.batches import StepBatch, TrainingBatches
 from hpcstab.training.batchnorm import BatchNormCare, check_statistics_now, finish_repairs, read_statistics

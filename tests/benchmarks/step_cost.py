@@ -4,8 +4,8 @@ Against a bare PyTorch loop with the same fused optimizer, ``clip_grad_norm_`` a
 norm. All forms of a model run in one process, a step of each in every round and in turning order, so that the noise of
 the machine hits all; the ratio is taken within a round. ``bare again`` is a second bare loop: it shows the noise.
 ``python -m tests.benchmarks.step_cost --out reports/bench/step_cost.md`` writes the table that is committed, and
-``--device cuda --out reports/bench/step_cost_gpu.md`` that of a GPU, where a turn is several steps and one wait at their
-end: what counts there is how many steps a second come out, and a loop that never waits is ahead of its device.
+``--device cuda --out reports/bench/step_cost_gpu.md`` that of a GPU, where a turn is several steps and one wait
+at their end: what counts there is how many steps a second come out, and a loop that never waits runs ahead.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from hpcstab.config import load_experiment, parse_overrides, resolve
 from hpcstab.execute import load_task, read_config
 from hpcstab.identity import create_run
 from hpcstab.stability import harden
-from hpcstab.stability.gate import LAG, Gate
-from hpcstab.stability.running_statistics import RunningStatistics
+from hpcstab.stability.batchnorm.running_statistics import RunningStatistics
+from hpcstab.stability.gate.gate import LAG, Gate
 from hpcstab.training.batches import StepBatch, to_device
 from hpcstab.training.context import TrainingContext
 from hpcstab.training.objective import Objective

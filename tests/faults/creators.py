@@ -8,8 +8,8 @@ import torch
 
 from hpcstab.metrics import read_events
 from hpcstab.rundir import RunDir
-from hpcstab.stability.capsule import Capsule, read_capsule
-from hpcstab.stability.replay import Replay
+from hpcstab.stability.replay.capsule import Capsule, read_capsule
+from hpcstab.stability.replay.replay import Replay
 from hpcstab.training.replaying import replay_capsule
 from tests.faults.cells import STATE_SITES, Cell
 from tests.faults.run import expected_end, task_of

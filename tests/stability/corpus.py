@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hpcstab.stability.failing_step import Batch, FailingStep, Precision
 from hpcstab.stability.random_state import seed_all, take_random_state
+from hpcstab.stability.replay.failing_step import Batch, FailingStep, Precision
 
 NUM_SAMPLES = 6
 BAD_SAMPLE = 2

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcstab.errors import ConfigError
-from hpcstab.stability.gate import Gate
+from hpcstab.stability.gate.gate import Gate
 
 
 class Overriding(torch.optim.AdamW):

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from hpcstab.stability.drift import DriftGuard
-from hpcstab.stability.gate import LAG
-from hpcstab.stability.guards import DELAY, Finding, Guards, StreakGuard, Update, Verdict
-from hpcstab.stability.headroom import LARGEST_FP16, LARGEST_GRADIENT, LOSS_SCALE, HeadroomGuard
-from hpcstab.stability.ladder import Ladder
-from hpcstab.stability.spikes import NEVER, SpikeGuard, spike_threshold
-from hpcstab.stability.stalled import StalledGuard
+from hpcstab.stability.gate.gate import LAG
+from hpcstab.stability.guards.drift import DriftGuard
+from hpcstab.stability.guards.guards import DELAY, Finding, Guards, StreakGuard, Update, Verdict
+from hpcstab.stability.guards.headroom import LARGEST_FP16, LARGEST_GRADIENT, LOSS_SCALE, HeadroomGuard
+from hpcstab.stability.guards.ladder import Ladder
+from hpcstab.stability.guards.spikes import NEVER, SpikeGuard, spike_threshold
+from hpcstab.stability.guards.stalled import StalledGuard
 
 
 def spike_guard(**changes: Any) -> SpikeGuard:

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from hpcstab.errors import CheckpointError, ConfigError, NumericsError
 from hpcstab.stability import harden
-from hpcstab.stability.capsule import read_capsule
 from hpcstab.stability.random_state import put_random_state
+from hpcstab.stability.replay.capsule import read_capsule
 from tests.conftest import REPOSITORY
 from tests.stability.loops import LOOPS, bare, hardened
 from tests.training.test_gate import same
@@ -543,7 +543,7 @@ def test_a_capsule_that_is_not_whole_is_refused(tmp_path: Path, name: str) -> No
 
 
 def test_a_capsule_of_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hpcstab.stability.capsule.CAPSULE_VERSION", 99)
+    monkeypatch.setattr("hpcstab.stability.replay.capsule.CAPSULE_VERSION", 99)
     run(*small(), data(2), capsules=tmp_path)
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match="capsule of version 99; this hpcstab reads 1"):
@@ -553,7 +553,7 @@ def test_a_capsule_of_another_version_is_refused(tmp_path: Path, monkeypatch: py
 def test_harden_is_there_when_it_is_asked_for() -> None:
     code = (
         "import sys, hpcstab; assert 'torch' not in sys.modules; import hpcstab.stability.numerics;"
-        "assert 'hpcstab.stability.gate' not in sys.modules;"
+        "assert 'hpcstab.stability.gate.gate' not in sys.modules;"
         "from hpcstab.stability import harden; assert hpcstab.harden is harden"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)

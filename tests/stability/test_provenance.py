@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hpcstab.stability.causes import explain
-from hpcstab.stability.provenance import Finding, find_creator
-from hpcstab.stability.replay import replay
+from hpcstab.stability.replay.causes import explain
+from hpcstab.stability.replay.provenance import Finding, find_creator
+from hpcstab.stability.replay.replay import replay
 from tests.stability import corpus
 from tests.stability.corpus import BAD_SAMPLE, CASES, INF, SPECIAL, Case, all_masked, perceptron, put, step_of, vectors
 

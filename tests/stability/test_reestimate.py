@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hpcstab.stability.batchnorm import norm_layers
-from hpcstab.stability.reestimate import reestimate
+from hpcstab.stability.batchnorm.layers import norm_layers
+from hpcstab.stability.batchnorm.reestimate import reestimate
 
 
 def batches(count: int = 5) -> list[Tensor]:

@@ -20,13 +20,13 @@ from hpcstab.errors import EXIT_NO_ANSWER, EXIT_WRONG_REQUEST, CheckpointError, 
 from hpcstab.execute import execute, replay
 from hpcstab.identity import create_run
 from hpcstab.rundir import RunDir
-from hpcstab.stability.capsule import read_capsule, write_capsule
-from hpcstab.stability.failing_step import FailingStep, Measured
-from hpcstab.stability.last_update import take_back
-from hpcstab.stability.loss_scale import LossScale
+from hpcstab.stability.gate.loss_scale import LossScale
 from hpcstab.stability.random_state import take_random_state
-from hpcstab.stability.replay import replay as replay_step
-from hpcstab.stability.replayed import Replayed
+from hpcstab.stability.replay.capsule import read_capsule, write_capsule
+from hpcstab.stability.replay.failing_step import FailingStep, Measured
+from hpcstab.stability.replay.last_update import take_back
+from hpcstab.stability.replay.replay import replay as replay_step
+from hpcstab.stability.replay.replayed import Replayed
 from tests.stability.replayable import FAULTY_STEP, Config, Task, config_with
 from tests.test_architecture import PACKAGE, imports_of
 from tests.training.toy import toy_trainer
@@ -317,13 +317,13 @@ def test_a_device_that_is_not_there_is_a_wrong_request(tmp_path: Path) -> None:
 def test_a_healthy_step_loads_nothing_of_it() -> None:
     """What traces or replays is imported by the replay alone, never by the loop."""
     traced = ("tracer", "provenance", "replay", "failing_step", "lineage")
-    rooms = [path for room in ("training", "stability") for path in (PACKAGE / room).glob("*.py")]
+    rooms = [path for room in ("training", "stability") for path in (PACKAGE / room).rglob("*.py")]
     importers = {
         path.stem
         for path in rooms
         for entry in imports_of(path)
-        if entry.module.startswith(tuple(f"hpcstab.stability.{name}." for name in traced))
+        if entry.module.startswith(tuple(f"hpcstab.stability.replay.{name}." for name in traced))
     }
-    loop = {"trainer", "step", "recovery", "build", "capsules", "gate", "capsule"}
+    loop = {"trainer", "step", "recovery", "build", "capsules", "gate", "capsule", "hardened", "hardening"}
     assert not importers & loop
     assert "replaying" in importers

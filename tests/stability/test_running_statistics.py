@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from hpcstab.stability.running_statistics import Repair, RunningStatistics, SickLayer
+from hpcstab.stability.batchnorm.running_statistics import Repair, RunningStatistics, SickLayer
 
 
 def network() -> nn.Sequential:

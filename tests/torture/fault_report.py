@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from hpcstab.stability.gate import LAG
+from hpcstab.stability.gate.gate import LAG
 from tests.faults.cells import KINDS, OPTIMIZERS, PRECISIONS, RANKS, SITES, STATE_SITES, Cell
 from tests.faults.others import OtherResult
 from tests.faults.results import Result

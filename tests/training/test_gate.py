@@ -15,7 +15,7 @@ from hpcstab.checkpoint import read_checkpoint
 from hpcstab.metrics import read_events, read_history, read_rows
 from hpcstab.rundir import RunDir
 from hpcstab.seeds import keyed_seed
-from hpcstab.stability.capsule import read_capsule
+from hpcstab.stability.replay.capsule import read_capsule
 from hpcstab.task import StepContext
 from hpcstab.training import Trainer
 from hpcstab.training.replaying import replay_capsule

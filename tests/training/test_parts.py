@@ -10,8 +10,8 @@ from torch import nn
 
 from hpcstab.config.common import SchedulerConfig
 from hpcstab.errors import ConfigError
-from hpcstab.stability.clipping import clip_scale
 from hpcstab.stability.finite import nonfinite_names
+from hpcstab.stability.gate.clipping import clip_scale
 from hpcstab.stability.phases import phase_factor
 from hpcstab.task import Maximum, Sum
 from hpcstab.training.batches import EpochOrder, to_device

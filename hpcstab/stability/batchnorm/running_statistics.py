@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from hpcstab.stability.batchnorm import norm_layers
+from hpcstab.stability.batchnorm.layers import norm_layers
 from hpcstab.stability.deferred import Deferred
 
 Repair = Literal["none", "reset", "restore", "reestimate"]
@@ -54,7 +54,7 @@ class RunningStatistics:
             becomes 0, a sick variance 1, as write-up 2 does it; that is another function than the one that was
             trained, and counts as a mask. ``restore``: mean and variance of the last check that the layer passed.
             ``reestimate``: the same at once, and the caller estimates them anew (see
-            :func:`hpcstab.stability.reestimate.reestimate`), which takes forward passes.
+            :func:`hpcstab.stability.batchnorm.reestimate.reestimate`), which takes forward passes.
     """
 
     def __init__(self, network: nn.Module, repair: Repair) -> None:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from hpcstab.stability.batchnorm import norm_layers
+from hpcstab.stability.batchnorm.layers import norm_layers
 from hpcstab.stability.deferred import Deferred
-from hpcstab.stability.drift import LARGEST_VAR, MEAN_SHIFT, VAR_RATIO
-from hpcstab.stability.gate import Gate
-from hpcstab.stability.headroom import LARGEST_GRADIENT, LOSS_SCALE
+from hpcstab.stability.gate.gate import Gate
+from hpcstab.stability.guards.drift import LARGEST_VAR, MEAN_SHIFT, VAR_RATIO
+from hpcstab.stability.guards.headroom import LARGEST_GRADIENT, LOSS_SCALE
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Protocol
 
-from hpcstab.stability.spikes import NEVER, SpikeGuard
+from hpcstab.stability.guards.spikes import NEVER, SpikeGuard
 
 DELAY = 2
-"""In applied updates; at least the lag of the host (:data:`hpcstab.stability.gate.LAG`)."""
+"""In applied updates; at least the lag of the host (:data:`hpcstab.stability.gate.gate.LAG`)."""
 
 
 class Verdict(IntEnum):
@@ -33,7 +33,7 @@ class Update:
     """An applied update as the guards see it.
 
     ``since``: the step from which on the objective is that of ``step``; figures from before it are of another one.
-    ``readings`` are those of a health check (see :mod:`hpcstab.stability.health`), empty in all other steps.
+    ``readings`` are those of a health check (see :mod:`hpcstab.stability.guards.health`), empty in all other steps.
     """
 
     index: int

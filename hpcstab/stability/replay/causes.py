@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from hpcstab.stability.operations import Operation, TensorFacts
+from hpcstab.stability.replay.operations import Operation, TensorFacts
 
 Cause = Literal["domain", "overflow", "cast", "infinity", "uninitialised"]
 _TINY = 1e-20

@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from hpcstab.metrics import EventKind
-from hpcstab.stability.turns import Figures
+from hpcstab.stability.loop.turns import Figures
 
 _LOG = logging.getLogger("hpcstab")
 _WORDS: dict[EventKind, str] = {

@@ -20,11 +20,17 @@ import torch
 from torch import Tensor, nn
 
 from hpcstab.errors import ConfigError
-from hpcstab.stability.buffers import BufferRing
-from hpcstab.stability.check_input import can_skip_itself, check_loss, check_stepped, checked_parameters, num_stepped
-from hpcstab.stability.clipping import clip_scale, total_grad_norm
-from hpcstab.stability.ema import Ema
-from hpcstab.stability.loss_scale import LossScale
+from hpcstab.stability.gate.buffers import BufferRing
+from hpcstab.stability.gate.check_input import (
+    can_skip_itself,
+    check_loss,
+    check_stepped,
+    checked_parameters,
+    num_stepped,
+)
+from hpcstab.stability.gate.clipping import clip_scale, total_grad_norm
+from hpcstab.stability.gate.ema import Ema
+from hpcstab.stability.gate.loss_scale import LossScale
 
 GateMode = Literal["open", "step_only", "closed"]
 LAG = 2

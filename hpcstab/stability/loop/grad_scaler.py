@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from hpcstab.errors import ConfigError
-from hpcstab.stability.loss_scale import LossScale
+from hpcstab.stability.gate.loss_scale import LossScale
 
 
 def scale_of(scaler: torch.amp.GradScaler | None, device: torch.device) -> LossScale | None:

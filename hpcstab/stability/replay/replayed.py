@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from hpcstab.stability.failing_step import FailingStep
-from hpcstab.stability.replay import Replay, replay
-from hpcstab.stability.replay_text import replay_text
+from hpcstab.stability.replay.failing_step import FailingStep
+from hpcstab.stability.replay.replay import Replay, replay
+from hpcstab.stability.replay.text import replay_text
 
 
 @dataclass(frozen=True)

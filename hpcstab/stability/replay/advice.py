@@ -20,8 +20,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from hpcstab.stability.causes import Explanation
-from hpcstab.stability.provenance import Finding
+from hpcstab.stability.replay.causes import Explanation
+from hpcstab.stability.replay.provenance import Finding
 
 Verdict = Literal["data", "precision", "layer", "learning rate", "state", "not reproducible"]
 HUGE_PARAMETER = 1e4

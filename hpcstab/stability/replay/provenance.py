@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from hpcstab.stability.clipping import total_grad_norm
-from hpcstab.stability.failing_step import FailingStep, leaves
-from hpcstab.stability.lineage import is_finite, is_mask
-from hpcstab.stability.operations import Operation, facts_of
-from hpcstab.stability.tracer import Tracer
+from hpcstab.stability.gate.clipping import total_grad_norm
+from hpcstab.stability.replay.failing_step import FailingStep, leaves
+from hpcstab.stability.replay.lineage import is_finite, is_mask
+from hpcstab.stability.replay.operations import Operation, facts_of
+from hpcstab.stability.replay.tracer import Tracer
 
 FindingKind = Literal[
     "created",  # an operation made it from finite inputs

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpcstab.errors import CheckpointError
-from hpcstab.stability.advice import Advice, Evidence, advise
-from hpcstab.stability.causes import Explanation, explain
-from hpcstab.stability.failing_step import FailingStep, Measured, leaves, without_samples
-from hpcstab.stability.last_update import take_back
-from hpcstab.stability.lineage import is_finite
-from hpcstab.stability.provenance import Finding, find_creator
+from hpcstab.stability.replay.advice import Advice, Evidence, advise
+from hpcstab.stability.replay.causes import Explanation, explain
+from hpcstab.stability.replay.failing_step import FailingStep, Measured, leaves, without_samples
+from hpcstab.stability.replay.last_update import take_back
+from hpcstab.stability.replay.lineage import is_finite
+from hpcstab.stability.replay.provenance import Finding, find_creator
 
 OUTLIER_FACTOR = 1e3
 """A sample is an outlier where its largest magnitude is so many times the median over the batch."""

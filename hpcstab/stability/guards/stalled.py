@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from hpcstab.stability.guards import Finding, Update, Verdict
+from hpcstab.stability.guards.guards import Finding, Update, Verdict
 
 
 class StalledGuard:

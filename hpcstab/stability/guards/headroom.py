@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hpcstab.stability.guards import Finding, Update, Verdict
+from hpcstab.stability.guards.guards import Finding, Update, Verdict
 
 LARGEST_FP16 = 65504.0
 LARGEST_GRADIENT, LOSS_SCALE = "largest_scaled_gradient", "loss_scale"

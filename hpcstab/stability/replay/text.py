@@ -11,7 +11,7 @@ _WIDTH = 9
 
 
 def replay_text(known: Mapping[str, Any]) -> str:
-    """The lines of ``hpcstab replay``, from what :meth:`hpcstab.stability.replayed.Replayed.as_json` knows."""
+    """The lines of ``hpcstab replay``, from what :meth:`hpcstab.stability.replay.replayed.Replayed.as_json` knows."""
     return "\n".join(
         f"{label if number == 0 else '':<{_WIDTH}} {line}".rstrip()
         for label, lines in _parts(known)

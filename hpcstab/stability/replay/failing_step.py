@@ -10,9 +10,9 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from hpcstab.stability.clipping import total_grad_norm
-from hpcstab.stability.lineage import is_finite
+from hpcstab.stability.gate.clipping import total_grad_norm
 from hpcstab.stability.random_state import put_random_state
+from hpcstab.stability.replay.lineage import is_finite
 
 Batch = Any
 Precision = Literal["recorded", "fp32", "fp64"]

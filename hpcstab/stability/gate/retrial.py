@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from hpcstab.stability.loss_scale import LossScale
+from hpcstab.stability.gate.loss_scale import LossScale
 
 REASONS = ("spike", "norm_overflow", "nonfinite_gradient", "nonfinite_buffers", "nonfinite_loss")
 """Why a step is refused, from what follows to what causes: of several ranks the last one counts."""

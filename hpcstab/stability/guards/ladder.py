@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hpcstab.stability.guards import Verdict
+from hpcstab.stability.guards.guards import Verdict
 
 
 class Ladder:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from hpcstab.errors import CheckpointError, ConfigError
-from hpcstab.stability.capsule import Capsule, read_capsule
-from hpcstab.stability.failing_step import Batch, FailingStep, Precision, leaves
-from hpcstab.stability.replayed import Replayed, replay_as_recorded
+from hpcstab.stability.replay.capsule import Capsule, read_capsule
+from hpcstab.stability.replay.failing_step import Batch, FailingStep, Precision, leaves
+from hpcstab.stability.replay.replayed import Replayed, replay_as_recorded
 from hpcstab.stability.unwrap import one_network
 
 _FORMATS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}

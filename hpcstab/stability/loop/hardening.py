@@ -22,12 +22,12 @@ import torch
 from torch import nn
 
 from hpcstab.errors import ConfigError, NumericsError
-from hpcstab.stability.ema import Ema
 from hpcstab.stability.finite import nonfinite_names
-from hpcstab.stability.gate import Gate, GateMode
-from hpcstab.stability.grad_scaler import scale_of
-from hpcstab.stability.loop import Hardened as Hardened
-from hpcstab.stability.ranks import agreement
+from hpcstab.stability.gate.ema import Ema
+from hpcstab.stability.gate.gate import Gate, GateMode
+from hpcstab.stability.gate.ranks import agreement
+from hpcstab.stability.loop.grad_scaler import scale_of
+from hpcstab.stability.loop.hardened import Hardened as Hardened
 from hpcstab.stability.unwrap import one_network
 
 

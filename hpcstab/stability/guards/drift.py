@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hpcstab.stability.guards import Finding, Update, Verdict
+from hpcstab.stability.guards.guards import Finding, Update, Verdict
 
 MEAN_SHIFT, VAR_RATIO, LARGEST_VAR = "mean_shift", "var_ratio", "largest_var"
 """Readings ``batchnorm.<layer>.<name>`` of a health check; the largest over the channels."""

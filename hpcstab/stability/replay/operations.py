@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hpcstab.stability.lineage import values_of
+from hpcstab.stability.replay.lineage import values_of
 
 Direction = Literal["forward", "backward"]
 Kind = Literal["created", "propagated", "placed", "uninitialised", "input", "state", "outside"]

@@ -3,7 +3,7 @@
 state: ``network`` (state dict of the model; of several, of an nn.ModuleList of them), ``buffers`` (all, those too that
 no state dict holds), ``optimizer`` (state dict; of several, a dict of them by index), ``batch`` (plain containers;
 where gradients accumulate, a list of ``num_batches``), ``random``. facts: ``origin`` is ``harden``; there is no model,
-config or seed. :func:`hpcstab.stability.loop_replay.replay` runs it again.
+config or seed. :func:`hpcstab.stability.loop.replay.replay` runs it again.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from hpcstab.errors import CheckpointError
-from hpcstab.stability.capsule import MAX_CAPSULES, write_capsule
+from hpcstab.stability.loop.turns import Figures, Turn
 from hpcstab.stability.random_state import take_random_state
-from hpcstab.stability.turns import Figures, Turn
+from hpcstab.stability.replay.capsule import MAX_CAPSULES, write_capsule
 
 
 def write_loop_capsule(

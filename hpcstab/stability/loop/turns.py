@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hpcstab.stability.deferred import Deferred
-from hpcstab.stability.gate import Decision
+from hpcstab.stability.gate.gate import Decision
 from hpcstab.stability.random_state import RandomSnapshot
 
 _FIGURES = ("loss", "grad_norm", "clip_scale")

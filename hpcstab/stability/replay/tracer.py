@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hpcstab.stability.lineage import Lineage, has_nan, is_finite, is_mask, same_memory
-from hpcstab.stability.operations import Direction, Kind, Operation, Place, facts_of, family_of, place_here
+from hpcstab.stability.replay.lineage import Lineage, has_nan, is_finite, is_mask, same_memory
+from hpcstab.stability.replay.operations import Direction, Kind, Operation, Place, facts_of, family_of, place_here
 
 ROOT_MODULE = "(network)"
 _UNINITIALISED = {

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from hpcstab.stability.buffers import BufferRing
+from hpcstab.stability.gate.buffers import BufferRing
 from hpcstab.stability.modes import modes_kept
 
 T = TypeVar("T")

@@ -13,19 +13,19 @@ from torch import Tensor, nn
 from hpcstab.errors import CheckpointError, ConfigError, NumericsError
 from hpcstab.metrics import EventKind
 from hpcstab.stability.finite import nonfinite_names
-from hpcstab.stability.gate import LAG, Gate
-from hpcstab.stability.grad_scaler import check_untouched
-from hpcstab.stability.journal import Journal, figures_of
-from hpcstab.stability.loop_capsule import write_loop_capsule
-from hpcstab.stability.ranks import agreement, largest_number, rank, world_size
-from hpcstab.stability.retrial import REASONS, Retrial, reason_of
-from hpcstab.stability.turns import Figures, Given, Schedule, Turn
+from hpcstab.stability.gate.gate import LAG, Gate
+from hpcstab.stability.gate.ranks import agreement, largest_number, rank, world_size
+from hpcstab.stability.gate.retrial import REASONS, Retrial, reason_of
+from hpcstab.stability.loop.capsule import write_loop_capsule
+from hpcstab.stability.loop.grad_scaler import check_untouched
+from hpcstab.stability.loop.journal import Journal, figures_of
+from hpcstab.stability.loop.turns import Figures, Given, Schedule, Turn
 
 T = TypeVar("T")
 
 
 class Hardened:
-    """A loop with a gate; see :func:`hpcstab.stability.hardening.harden`.
+    """A loop with a gate; see :func:`hpcstab.stability.loop.hardening.harden`.
 
     Attributes:
         updates: applied updates among the steps that the host has read.

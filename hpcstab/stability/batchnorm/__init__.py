@@ -1,0 +1,1 @@
+"""BatchNorm: its layers set, its running statistics looked at, repaired, estimated anew."""

@@ -1,0 +1,1 @@
+"""Guards: what the host reads of applied steps a little later, verdicts, and the ladder that they climb."""

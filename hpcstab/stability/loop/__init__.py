@@ -1,0 +1,1 @@
+"""The gate in a loop that is not ours: ``harden`` and ``replay``."""
