@@ -59,9 +59,9 @@ def reports_of_two(module: str, meeting: Path, *words: str) -> list[dict[str, di
 def one_of_two(rank: int, meeting: str) -> Iterator[None]:
     """Join the other process; ends this one when the block has run through.
 
-    By ``os._exit``: a thread of gloo may still hold the last tensors that were exchanged, and to let go of them it needs
-    the interpreter. One that is being torn down ends such a thread by an exception that aborts the process (seen once in
-    some fifty runs, as exit code -6 after all was done).
+    By ``os._exit``: a thread of gloo may still hold the last tensors that were exchanged, and to let go of them it
+    needs the interpreter. One that is being torn down ends such a thread by an exception that aborts the process (seen
+    once in some fifty runs, as exit code -6 after all was done).
     """
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
