@@ -83,9 +83,7 @@ def test_guards_that_find_nothing_change_nothing(tmp_path: Path) -> None:
     run, trainer, _ = trained(tmp_path / "guarded", ToyTask(config), config)
     assert same(dict(trainer.network.state_dict()), dict(without.network.state_dict()))
     assert not events(run, "guard_warning", "backoff", "rollback", "halted")
-    assert sorted(path.name for path in run.checkpoints.glob("step_*")) == [
-        f"step_{step:08d}" for step in (10, 15, 20)
-    ]
+    assert sorted(path.name for path in run.checkpoints.glob("step_*")) == [f"step_{step:08d}" for step in (10, 15, 20)]
 
 
 @pytest.mark.parametrize("lag", [0, 2])
