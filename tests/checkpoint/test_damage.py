@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import random
 import shutil
 from pathlib import Path
@@ -70,10 +69,11 @@ def test_no_flipped_bit_passes_wherever_it_is(checkpoint: Path, tmp_path: Path, 
 
 
 def test_no_flipped_bit_of_a_manifest_passes(checkpoint: Path, tmp_path: Path) -> None:
-    """Every bit there is: 1E-05 for 1e-05, or E9 for e9 in an escape, is the same JSON and no less altered."""
+    """In every byte the bit of a letter's case, and another: 1E-05 for 1e-05 is the same JSON and no less altered."""
     content = (checkpoint / "manifest.json").read_bytes()
+    generator = random.Random(2)
     passed = []
-    for place, bit in itertools.product(range(len(content)), range(8)):
+    for place, bit in ((place, bit) for place in range(len(content)) for bit in (5, generator.choice((0, 1, 2, 3, 4)))):
         changed = bytearray(content)
         changed[place] ^= 1 << bit
         (tmp_path / "manifest.json").write_bytes(changed)
