@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def nonfinite_names(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """Names of floating-point tensors that hold a NaN or an infinity; where there are none, one read from the device."""
+    """Names of floating-point tensors that hold a NaN or an infinity; one read from the device where none does."""
     named = [(name, tensor) for name, tensor in tensors if tensor.is_floating_point()]
     # no NaN and no infinity leaves a sum finite; it is one pass over the memory, isfinite on a CPU 15 times as long
     suspects = _without(named, [tensor.sum().isfinite() for _, tensor in named])
