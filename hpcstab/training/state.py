@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from hpcstab.checkpoint import CheckpointStore, Restored
 from hpcstab.errors import CheckpointError
-from hpcstab.stability.finite import nonfinite_names
 
 if TYPE_CHECKING:
     from hpcstab.training.trainer import Trainer
@@ -18,12 +17,13 @@ if TYPE_CHECKING:
 _REMEMBERED = ("first_nonfinite_step", "first_failure_step", "best", "eval", "last")
 
 
-def save_state(trainer: Trainer) -> bool:
-    """Rank 0 writes the checkpoint before the trainer's next step; True where parameters and buffers are finite."""
+def state_of(trainer: Trainer) -> dict[str, Any]:
+    """The state before the trainer's next step, not copied."""
     gate = trainer.runner.gate
-    sick = nonfinite_names(trainer.runner.state_tensors().items())
-    state = {
-        "network": trainer.network.state_dict(),
+    network = trainer.network.state_dict()
+    return {
+        "network": network,
+        "buffers": {name: buffer for name, buffer in trainer.network.named_buffers() if name not in network},
         "optimizer": trainer.optimizer.state_dict(),
         "ema": gate.ema.state_dict() if gate.ema else None,
         "loss_scale": gate.loss_scale.state_dict() if gate.loss_scale else None,
@@ -36,22 +36,25 @@ def save_state(trainer: Trainer) -> bool:
         "nonfinite_streak": trainer.failure.streak,
         "status": {name: trainer.records[name] for name in _REMEMBERED},
     }
-    facts = {
+
+
+def facts_of(trainer: Trainer) -> dict[str, Any]:
+    """What the manifest says of a state beside its health."""
+    evaluation = trainer.records.evaluation
+    return {
         "update": trainer.update,
         "attempt": trainer.records.attempt,
-        "nonfinite": sick[:20],
+        "world_size": trainer.ranks.count,
         "scheduled": trainer.step == 0 or trainer.cadence.saves_before(trainer.step),
+        "evaluation": evaluation if evaluation and evaluation["step"] == trainer.step else None,
     }
-    if trainer.ranks.is_first:
-        CheckpointStore(trainer.run).save(trainer.step, state, facts, healthy=not sick)
-    sick = trainer.ranks.of_first(sick)  # which waits until it is written: any rank may have to read it next
-    trainer.saved_at = trainer.step
-    trainer.records.events.write("checkpoint_saved", trainer.step, trainer.update, healthy=not sick)
-    return not sick
 
 
 def newest_checkpoint(trainer: Trainer, scheduled_until: int | None = None) -> Restored | None:
-    """The newest sound checkpoint, once all ranks have read it; see :meth:`CheckpointStore.newest`."""
+    """The newest sound checkpoint, once all ranks have read it; see :meth:`CheckpointStore.newest`.
+
+    No save is under way then.
+    """
     try:
         return CheckpointStore(trainer.run).newest(trainer.device, scheduled_until=scheduled_until)
     finally:
@@ -64,6 +67,9 @@ def restore_state(trainer: Trainer) -> bool:
     Raises:
         CheckpointError: there are checkpoints and none passes, or it does not fit the network.
     """
+    if trainer.ranks.is_first:
+        CheckpointStore(trainer.run).clean_up()
+    trainer.ranks.of_first(None)  # no rank reads before that
     restored = newest_checkpoint(trainer)
     if restored is None:
         return False
@@ -84,6 +90,9 @@ def put_back(trainer: Trainer, restored: Restored, remembered: tuple[str, ...]) 
     try:
         trainer.network.load_state_dict(state["network"])
         trainer.optimizer.load_state_dict(state["optimizer"])
+        buffers = dict(trainer.network.named_buffers())
+        for name, buffer in state["buffers"].items():
+            buffers[name].copy_(buffer)
     except (RuntimeError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{restored.folder}: does not fit this network or optimizer: {reason}") from None
@@ -98,7 +107,9 @@ def put_back(trainer: Trainer, restored: Restored, remembered: tuple[str, ...]) 
     if trainer.guarding:
         trainer.guarding.load_state_dict(state["guarding"])
     trainer.step, trainer.update = state["step"], state["update"]
-    trainer.saved_at = trainer.step
+    trainer.records.evaluation = restored.manifest.get("evaluation")
+    is_evaluated = trainer.records.evaluation is not None or not trainer.cadence.evaluates_before(trainer.step)
+    trainer.saved_at = trainer.step if is_evaluated else None  # else it is saved anew with its evaluation
     trainer.failure.streak = state["nonfinite_streak"]
     status = {name: state["status"][name] for name in remembered}
     trainer.records.status(step=trainer.step, update=trainer.update, **status)
