@@ -79,6 +79,7 @@ EventKind = Literal[
     "capsule_left_out",  # no capsule of a failing step was written
     "first_failure",  # the first non-finite value, or row that meets a failure condition of the YAML
     "resumed",  # an attempt went on from a checkpoint
+    "branched",  # the run begins at a checkpoint of another run: which, what was repaired, what starts anew
     "checkpoint_saved",
     "checkpoint_refused",  # a checkpoint did not pass verification; the one before it was taken
     "superseded",  # a newer attempt of this run exists; this one ends

@@ -38,6 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"errors", "config", "seeds", "task", "data", "stability"},
     "training": {"errors", "seeds", "config", "metrics", "rundir", "judgement", "task", "stability", "checkpoint"},
     "execute": {*LINE, "data", "checkpoint", "stability", "models", "training"},
+    "rerun": {*LINE, "checkpoint", "execute", "training"},
     "launch": {
         "errors",
         "seeds",
@@ -51,7 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "execute",
     },
     "report": {"errors", "config", "campaign", "identity", "metrics", "rundir", "judgement", "state"},
-    "cli": {*LINE, "data", "execute", "launch", "report"},
+    "cli": {*LINE, "data", "execute", "rerun", "launch", "report"},
 }
 HEAVY = {"torch", "pandas", "matplotlib", "scipy", "submitit", "PIL", "jinja2"}
 HEAVY_ALLOWED: dict[str, set[str]] = {
@@ -62,6 +63,7 @@ HEAVY_ALLOWED: dict[str, set[str]] = {
     "models": {"torch"},
     "training": {"torch", "PIL"},
     "execute": {"torch"},
+    "rerun": {"torch", "safetensors"},
     "launch": {"submitit"},
     "report": {"pandas", "matplotlib", "scipy", "jinja2"},
     "cli": set(),

@@ -13,6 +13,12 @@ from hpcstab.errors import CheckpointError
 from hpcstab.stability.finite import nonfinite_names
 
 if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+    from hpcstab.stability.gate.gate import Gate
+    from hpcstab.training.batchnorm import BatchNormCare
+    from hpcstab.training.guarding import Guarding
     from hpcstab.training.trainer import Trainer
 
 _REMEMBERED = ("first_nonfinite_step", "first_failure_step", "best", "eval", "last")
@@ -20,17 +26,10 @@ _REMEMBERED = ("first_nonfinite_step", "first_failure_step", "best", "eval", "la
 
 def save_state(trainer: Trainer) -> bool:
     """Rank 0 writes the checkpoint before the trainer's next step; True where parameters and buffers are finite."""
-    gate = trainer.runner.gate
     sick = nonfinite_names(trainer.runner.state_tensors().items())
     state = {
-        "network": trainer.network.state_dict(),
-        "optimizer": trainer.optimizer.state_dict(),
-        "ema": gate.ema.state_dict() if gate.ema else None,
-        "loss_scale": gate.loss_scale.state_dict() if gate.loss_scale else None,
-        "gate_armed": gate.armed,
+        **state_of_parts(trainer.network, trainer.optimizer, trainer.runner.gate, trainer.batchnorm, trainer.guarding),
         "objective": trainer.runner.objective.state_dict(),
-        "batchnorm": trainer.batchnorm.state_dict(),
-        "guarding": trainer.guarding.state_dict() if trainer.guarding else None,
         "step": trainer.step,
         "update": trainer.update,
         "nonfinite_streak": trainer.failure.streak,
@@ -48,6 +47,21 @@ def save_state(trainer: Trainer) -> bool:
     trainer.saved_at = trainer.step
     trainer.records.events.write("checkpoint_saved", trainer.step, trainer.update, healthy=not sick)
     return not sick
+
+
+def state_of_parts(
+    network: nn.Module, optimizer: Optimizer, gate: Gate, batchnorm: BatchNormCare, guarding: Guarding | None
+) -> dict[str, Any]:
+    """What a step changes, as it stands in a checkpoint."""
+    return {
+        "network": network.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "ema": gate.ema.state_dict() if gate.ema else None,
+        "loss_scale": gate.loss_scale.state_dict() if gate.loss_scale else None,
+        "gate_armed": gate.armed,
+        "batchnorm": batchnorm.state_dict(),
+        "guarding": guarding.state_dict() if guarding else None,
+    }
 
 
 def newest_checkpoint(trainer: Trainer, scheduled_until: int | None = None) -> Restored | None:
@@ -70,7 +84,12 @@ def restore_state(trainer: Trainer) -> bool:
     put_back(trainer, restored, _REMEMBERED)
     for reason in restored.refused:
         trainer.records.events.write("checkpoint_refused", trainer.step, trainer.update, reason=reason)
-    trainer.records.events.write("resumed", trainer.step, trainer.update, checkpoint=restored.folder.name)
+    if restored.manifest.get("begins_run"):
+        parent = trainer.run.identity()["parent"]
+        told = {key: parent[key] for key in ("run_id", "checkpoint", "weights_only", "repaired", "fresh")}
+        trainer.records.events.write("branched", trainer.step, trainer.update, **told)
+    else:
+        trainer.records.events.write("resumed", trainer.step, trainer.update, checkpoint=restored.folder.name)
     return True
 
 

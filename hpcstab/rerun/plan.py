@@ -1,0 +1,111 @@
+"""A rerun, checked whole before anything is queued: which checkpoint, which config, and what it goes on with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpcstab.campaign import Branch, PlannedRun
+from hpcstab.checkpoint import CheckpointStore
+from hpcstab.rerun.asked import Asked, Overrides
+from hpcstab.rerun.fit import layout_of
+from hpcstab.rerun.source import Source, own_checkpoint
+from hpcstab.rerun.weights import file_digest, find_weights, read_file
+from hpcstab.rundir import RunDir
+from hpcstab.training.branch import Beginning, begin_with_weights, go_on
+
+DEFAULT_FROM = "healthy"
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """What is to be submitted, and in words what it begins with."""
+
+    planned: PlannedRun
+    told: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Start:
+    """A checkpoint on its way into the new run: its facts for run.json and for its manifest, and words about it."""
+
+    beginning: Beginning
+    checkpoint: str
+    sha256: str
+    repaired: tuple[str, ...] | None
+    weights_only: bool
+    scheduled: bool
+    told: tuple[str, ...]
+
+
+def plan_rerun(
+    parent: RunDir,
+    wanted: str = DEFAULT_FROM,
+    added: tuple[str, ...] = (),
+    overrides: Overrides = (),
+    configs: Path | None = None,
+) -> Rerun:
+    """Plan a rerun of ``parent``; nothing is written.
+
+    Args:
+        wanted: ``healthy``, ``last``, ``best``, a step, the name of a checkpoint folder, or a file with weights.
+        added: fixes of the model's YAML.
+        overrides: of ``--set``.
+
+    Raises:
+        ConfigError: a fix or key is unknown, or changes the network; nothing is left to train.
+        CheckpointError: there is no such checkpoint, it is damaged, does not fit, or cannot be repaired.
+    """
+    asked = Asked(parent, added, overrides, configs)
+    resolved = asked.branched.resolved
+    source = own_checkpoint(parent, wanted)
+    start = _with_weights(asked, Path(wanted)) if source is None else _from_checkpoint(asked, source)
+    state = start.beginning.state
+    facts = {
+        "run_id": parent.run_id,
+        "path": str(parent.path.resolve()),
+        "checkpoint": start.checkpoint,
+        "step": state["step"],
+        "update": state["update"],
+        "sha256": start.sha256,
+        "repaired": None if start.repaired is None else list(start.repaired),
+        "weights_only": start.weights_only,
+        "added": list(added),
+        "overrides": dict(overrides),
+        "fresh": list(start.beginning.fresh),
+    }
+
+    def write_start(run: RunDir) -> None:
+        manifest = {"update": state["update"], "attempt": 0, "nonfinite": [], "scheduled": start.scheduled}
+        CheckpointStore(run).save(state["step"], state, {**manifest, "begins_run": True}, healthy=True)
+
+    planned = PlannedRun(resolved, asked.seed, Branch(asked.branched.experiment, facts, write_start))
+    return Rerun(planned, (*start.told, *_told_of_changes(asked, start.beginning)))
+
+
+def _from_checkpoint(asked: Asked, source: Source) -> _Start:
+    asked.refuse_another_network(layout_of(source.state["network"]))
+    asked.refuse_the_end(source.step)
+    beginning = go_on(asked.task, asked.parent_config, asked.config, asked.seed, source.state, repaired=False)
+    told = [f"left out: {reason}" for reason in source.refused]
+    told.append(f"goes on from step {source.step} of {asked.parent.run_id} ({source.folder.name})")
+    scheduled = bool(source.manifest.get("scheduled", True))
+    sha256 = str(source.manifest["state_sha256"])
+    return _Start(beginning, source.folder.name, sha256, None, False, scheduled, tuple(told))
+
+
+def _with_weights(asked: Asked, path: Path) -> _Start:
+    """Weights out of a file; the training begins at step 0."""
+    weights = find_weights(read_file(path), asked.network, path)
+    beginning = begin_with_weights(asked.task, asked.config, asked.seed, weights.state_dict)
+    told = f"begins at step 0 with the {len(weights.state_dict)} tensors of {path}"
+    told += f", at '{weights.place}'" if weights.place else ""
+    told += f", '{weights.prefix}' taken off their names" if weights.prefix else ""
+    return _Start(beginning, path.name, file_digest(path), None, True, True, (told,))
+
+
+def _told_of_changes(asked: Asked, beginning: Beginning) -> list[str]:
+    told = [f"changed: {difference}" for difference in asked.differences()]
+    told += [f"--set {key} of the parent gives way to the added fix" for key in asked.branched.dropped]
+    told += [f"starts anew: {part}" for part in beginning.fresh]
+    return told or ["nothing is changed: it is the continuation of its parent"]
