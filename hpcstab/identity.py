@@ -77,7 +77,7 @@ def _identity(
         "campaign": campaign,
         "model": resolved.model,
         "variant": resolved.variant.name,
-        "label": resolved.label if parent is None else f"{resolved.label} ({branch_text(parent)})",
+        "label": resolved.label if parent is None else resolved.label_from(branch_text(parent)),
         "fixes": [{"name": fix, **file.fixes[fix].model_dump(mode="json")} for fix in resolved.variant.fixes],
         "overrides": dict(resolved.overrides),
         "seed": seed,

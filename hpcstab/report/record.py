@@ -81,6 +81,17 @@ class LoadedRun:
         return dict(self.identity["overrides"])
 
     @property
+    def parent(self) -> Mapping[str, Any] | None:
+        """For a rerun: of which run, from which step, with what; None for a run that began by itself."""
+        parent: Mapping[str, Any] | None = self.identity.get("parent")
+        return parent
+
+    @property
+    def entry_step(self) -> int:
+        """The first step that is its own: before it, a rerun could not fail."""
+        return int(self.parent["step"]) if self.parent else 0
+
+    @property
     def metrics(self) -> list[Mapping[str, Any]]:
         """Name, unit, direction and meaning of the task's metrics."""
         return list(self.task.get("metrics", []))

@@ -65,8 +65,8 @@ class Asked:
     def differences(self) -> list[str]:
         """Every key that differs from the parent's config: ``optimizer.lr 0.001 -> 0.0001``."""
         before, now = dict(leaf_keys(self.parent_config)), dict(leaf_keys(self.config))
-        keys = dict.fromkeys([*before, *now])
-        return [f"{key} {before.get(key)} -> {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
+        changed = [key for key in dict.fromkeys([*before, *now]) if before.get(key) != now.get(key)]
+        return [f"{key} {_shown(before.get(key))} -> {_shown(now.get(key))}" for key in changed]
 
     def refuse_another_network(self, weights: Layout) -> None:
         """Raise a ConfigError that names the change whose network the parent's weights are not of."""
@@ -125,3 +125,7 @@ class Asked:
         settings = "".join(f" --set {key}={value}" for key, value in self.branched.resolved.overrides)
         of_run = f"--variants {variant} --seeds {self.seed} --scale {self.identity['scale']}{settings}"
         return f"hpcstab submit {self.identity['model']} {of_run}"
+
+
+def _shown(value: object) -> str:
+    return "null" if value is None else str(value)
