@@ -25,8 +25,8 @@ _EXIT_CODES: dict[Verdict, int] = {
 class Finding:
     """One thing that is wrong, or worth a word (``note``: it does not make a checkpoint sick).
 
-    ``code`` is a short stable word (``nan``, ``inf``, ``negative_variance``, ``damaged``, ...), ``name`` the dotted path
-    of the tensor in the file, empty where it is about the whole file, ``text`` says it in plain words.
+    ``code`` is a short stable word (``nan``, ``inf``, ``negative_variance``, ``damaged``, ...), ``name`` the dotted
+    path of the tensor in the file, empty where it is about the whole file, ``text`` says it in plain words.
     ``first_index``: of the first non-finite value, in the tensor's own shape.
     """
 
