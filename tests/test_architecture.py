@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"errors", "config", "seeds", "task", "data", "stability"},
     "training": {"errors", "seeds", "config", "metrics", "rundir", "judgement", "task", "stability", "checkpoint"},
     "execute": {*LINE, "data", "checkpoint", "stability", "models", "training"},
-    "rerun": {*LINE, "checkpoint", "execute", "training"},
+    "rerun": {*LINE, "checkpoint", "doctor", "execute", "training"},
     "launch": {
         "errors",
         "seeds",
@@ -63,7 +63,7 @@ HEAVY_ALLOWED: dict[str, set[str]] = {
     "models": {"torch"},
     "training": {"torch", "PIL"},
     "execute": {"torch"},
-    "rerun": {"torch", "safetensors"},
+    "rerun": {"torch"},
     "launch": {"submitit"},
     "report": {"pandas", "matplotlib", "scipy", "jinja2"},
     "cli": set(),

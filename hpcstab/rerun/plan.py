@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpcstab.campaign import Branch, PlannedRun
-from hpcstab.checkpoint import CheckpointStore
+from hpcstab.checkpoint import CheckpointStore, read_checkpoint
 from hpcstab.rerun.asked import Asked, Overrides
 from hpcstab.rerun.fit import layout_of
 from hpcstab.rerun.source import Source, own_checkpoint
-from hpcstab.rerun.weights import file_digest, find_weights, read_file
+from hpcstab.rerun.treat import repair_lines, treated
+from hpcstab.rerun.weights import content_digest, read_weights
 from hpcstab.rundir import RunDir
 from hpcstab.training.branch import Beginning, begin_with_weights, go_on
 
@@ -32,7 +33,7 @@ class _Start:
     beginning: Beginning
     checkpoint: str
     sha256: str
-    repaired: tuple[str, ...] | None
+    repaired: tuple[str, ...]
     weights_only: bool
     scheduled: bool
     told: tuple[str, ...]
@@ -68,7 +69,7 @@ def plan_rerun(
         "step": state["step"],
         "update": state["update"],
         "sha256": start.sha256,
-        "repaired": None if start.repaired is None else list(start.repaired),
+        "repaired": list(start.repaired) or None,
         "weights_only": start.weights_only,
         "added": list(added),
         "overrides": dict(overrides),
@@ -86,22 +87,41 @@ def plan_rerun(
 def _from_checkpoint(asked: Asked, source: Source) -> _Start:
     asked.refuse_another_network(layout_of(source.state["network"]))
     asked.refuse_the_end(source.step)
-    beginning = go_on(asked.task, asked.parent_config, asked.config, asked.seed, source.state, repaired=False)
-    told = [f"left out: {reason}" for reason in source.refused]
-    told.append(f"goes on from step {source.step} of {asked.parent.run_id} ({source.folder.name})")
-    scheduled = bool(source.manifest.get("scheduled", True))
-    sha256 = str(source.manifest["state_sha256"])
-    return _Start(beginning, source.folder.name, sha256, None, False, scheduled, tuple(told))
+    with treated(source.folder) as (sound, repaired):
+        state = source.state if sound == source.folder else read_checkpoint(sound)[0]
+    repaired = repaired or repair_lines(source.manifest.get("repairs", ()))
+    beginning = go_on(asked.task, asked.parent_config, asked.config, asked.seed, state, repaired=bool(repaired))
+    return _Start(
+        beginning,
+        checkpoint=source.folder.name,
+        sha256=str(source.manifest["state_sha256"]),
+        repaired=repaired,
+        weights_only=False,
+        scheduled=bool(source.manifest.get("scheduled", True)),
+        told=(
+            *(f"left out: {reason}" for reason in source.refused),
+            f"goes on from step {source.step} of {asked.parent.run_id} ({source.folder.name})",
+            *(f"repaired by the doctor: {line}" for line in repaired),
+        ),
+    )
 
 
 def _with_weights(asked: Asked, path: Path) -> _Start:
     """Weights out of a file; the training begins at step 0."""
-    weights = find_weights(read_file(path), asked.network, path)
-    beginning = begin_with_weights(asked.task, asked.config, asked.seed, weights.state_dict)
+    with treated(path) as (sound, repaired):
+        weights = read_weights(sound, asked.network)
     told = f"begins at step 0 with the {len(weights.state_dict)} tensors of {path}"
     told += f", at '{weights.place}'" if weights.place else ""
     told += f", '{weights.prefix}' taken off their names" if weights.prefix else ""
-    return _Start(beginning, path.name, file_digest(path), None, True, True, (told,))
+    return _Start(
+        begin_with_weights(asked.task, asked.config, asked.seed, weights.state_dict),
+        checkpoint=path.name,
+        sha256=content_digest(path),
+        repaired=repaired,
+        weights_only=True,
+        scheduled=True,
+        told=(told, *(f"repaired by the doctor: {line}" for line in repaired)),
+    )
 
 
 def _told_of_changes(asked: Asked, beginning: Beginning) -> list[str]:

@@ -31,11 +31,6 @@ class Source:
     refused: tuple[str, ...] = ()
 
     @property
-    def healthy(self) -> bool:
-        """Its state was finite when it was saved."""
-        return bool(self.manifest["healthy"])
-
-    @property
     def step(self) -> int:
         return int(self.manifest["step"])
 

@@ -71,9 +71,9 @@ def go_on(
     fresh = [
         *_take_optimizer(parts.optimizer, parent, config, state["optimizer"]),
         *_take_average_and_scale(parts.gate, state),
-        *_take_batchnorm(parts.batchnorm, state["batchnorm"], repaired=repaired),
         *_take_guarding(parts.guarding, parent, config, state["guarding"]),
     ]
+    parts.batchnorm.load_state_dict(state["batchnorm"])
     if parent.stability.gate == config.stability.gate:
         parts.gate.armed = state["gate_armed"]  # another gate has its first bad step still to come
     return Beginning({**state, **parts.state(), "nonfinite_streak": 0, "status": status}, tuple(fresh))
@@ -121,15 +121,6 @@ def _take_average_and_scale(gate: Gate, state: Mapping[str, Any]) -> list[str]:
     elif gate.loss_scale is not None:
         fresh.append("the loss scale")
     return fresh
-
-
-def _take_batchnorm(care: BatchNormCare, state: Mapping[str, Any], *, repaired: bool) -> list[str]:
-    """The last sound statistics and the count of repairs; what is kept must be no older than a repair."""
-    if not repaired:
-        care.load_state_dict(state)
-    else:
-        care.num_repairs = state["num_repairs"]
-    return []
 
 
 def _take_guarding(guarding: Guarding | None, parent: RunConfig, config: RunConfig, state: Any) -> list[str]:
