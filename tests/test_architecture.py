@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"errors", "config", "seeds", "task"},
     "checkpoint": {"errors", "rundir"},
     "stability": {"errors", "metrics", "checkpoint"},
+    "doctor": {"errors", "checkpoint"},
     "models": {"errors", "config", "seeds", "task", "data", "stability"},
     "training": {"errors", "seeds", "config", "metrics", "rundir", "judgement", "task", "stability", "checkpoint"},
     "execute": {*LINE, "data", "checkpoint", "stability", "models", "training"},
@@ -52,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "execute",
     },
     "report": {"errors", "config", "campaign", "identity", "metrics", "rundir", "judgement", "state"},
-    "cli": {*LINE, "data", "execute", "rerun", "launch", "report"},
+    "cli": {*LINE, "data", "doctor", "execute", "rerun", "launch", "report"},
 }
 HEAVY = {"torch", "pandas", "matplotlib", "scipy", "submitit", "PIL", "jinja2"}
 HEAVY_ALLOWED: dict[str, set[str]] = {
@@ -60,6 +61,7 @@ HEAVY_ALLOWED: dict[str, set[str]] = {
     "data": {"torch"},
     "checkpoint": {"torch"},
     "stability": {"torch"},
+    "doctor": {"torch"},
     "models": {"torch"},
     "training": {"torch", "PIL"},
     "execute": {"torch"},
