@@ -76,7 +76,8 @@ def branch(
     config = _config(folder_as_experiment, fixes, all_overrides, changes=bool(added or overrides))
     for name in added:
         without = {other: fix for other, fix in fixes.items() if other != name}
-        if config == _config(folder_as_experiment, without, all_overrides, changes=True):
+        both = (_config(folder_as_experiment, chosen, (), changes=True) for chosen in (fixes, without))
+        if next(both) == next(both):
             raise ConfigError(f"--with {name}: changes nothing in {identity['run_id']}; leave it away")
     resolved = ResolvedRun(
         model=str(identity["model"]),
@@ -107,7 +108,7 @@ def _new_fixes(
         if name not in known:
             rest = [other for other in known if other not in own]
             raise ConfigError(
-                f"--with: {model} has no fix {name!r}{nearest(name, rest) or '.'}"
+                f"--with: {model} has no fix {name!r}{nearest(name, known) or '.'}"
                 f" There are: {', '.join(rest) or 'none'}"
             )
     return {name: known[name] for name in added}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -66,7 +68,12 @@ class Asked:
         """Every key that differs from the parent's config: ``optimizer.lr 0.001 -> 0.0001``."""
         before, now = dict(leaf_keys(self.parent_config)), dict(leaf_keys(self.config))
         changed = [key for key in dict.fromkeys([*before, *now]) if before.get(key) != now.get(key)]
-        return [f"{key} {_shown(before.get(key))} -> {_shown(now.get(key))}" for key in changed]
+        lines = [f"{key} {_shown(before.get(key))} -> {_shown(now.get(key))}" for key in changed]
+        if any(key.startswith("network.") for key in changed):
+            lines.append(
+                "of network.*; a key that only sets initial weights has no effect, they come from the checkpoint"
+            )
+        return lines
 
     def refuse_another_network(self, weights: Layout) -> None:
         """Raise a ConfigError that names the change whose network the parent's weights are not of."""
@@ -122,7 +129,8 @@ class Asked:
 
     def _from_step_0(self) -> str:
         variant = self.branched.resolved.variant.name
-        settings = "".join(f" --set {key}={value}" for key, value in self.branched.resolved.overrides)
+        pairs = [f"{key}={json.dumps(value)}" for key, value in self.branched.resolved.overrides]
+        settings = "".join(f" --set {shlex.quote(pair)}" for pair in pairs)
         of_run = f"--variants {variant} --seeds {self.seed} --scale {self.identity['scale']}{settings}"
         return f"hpcstab submit {self.identity['model']} {of_run}"
 

@@ -81,7 +81,7 @@ def plan_rerun(
         CheckpointStore(run).save(state["step"], state, {**manifest, "begins_run": True}, healthy=True)
 
     planned = PlannedRun(resolved, asked.seed, Branch(asked.branched.experiment, facts, write_start))
-    return Rerun(planned, (*start.told, *_told_of_changes(asked, start.beginning)))
+    return Rerun(planned, (*start.told, *_told_of_changes(asked, start)))
 
 
 def _from_checkpoint(asked: Asked, source: Source) -> _Start:
@@ -124,8 +124,10 @@ def _with_weights(asked: Asked, path: Path) -> _Start:
     )
 
 
-def _told_of_changes(asked: Asked, beginning: Beginning) -> list[str]:
+def _told_of_changes(asked: Asked, start: _Start) -> list[str]:
     told = [f"changed: {difference}" for difference in asked.differences()]
     told += [f"--set {key} of the parent gives way to the added fix" for key in asked.branched.dropped]
-    told += [f"starts anew: {part}" for part in beginning.fresh]
-    return told or ["nothing is changed: it is the continuation of its parent"]
+    told += [f"starts anew: {part}" for part in start.beginning.fresh]
+    if asked.config == asked.parent_config and not start.repaired and not start.weights_only:
+        told.append("nothing is changed: it is the continuation of its parent, bit for bit")
+    return told

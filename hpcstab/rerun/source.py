@@ -47,13 +47,17 @@ def own_checkpoint(parent: RunDir, wanted: str) -> Source | None:
     folder = Path(name)
     if _NAME.fullmatch(name):
         folder = parent.checkpoints / name
-    if folder.parent.resolve() != parent.checkpoints.resolve():
-        return None
-    if not folder.is_dir():
+    is_own = folder.parent.resolve() == parent.checkpoints.resolve()
+    if is_own and folder.is_dir():
+        return _read(folder)
+    if is_own or not folder.exists():
+        file = "" if is_own else " and no file"
         raise CheckpointError(
-            f"{parent.run_id} has no checkpoint {folder.name}; {_those_there(parent)}", exit_code=EXIT_WRONG_REQUEST
+            f"--from {wanted}: {parent.run_id} has no such checkpoint{file}; {_those_there(parent)}."
+            f" Words for them are {', '.join(WORDS)}",
+            exit_code=EXIT_WRONG_REQUEST,
         )
-    return _read(folder)
+    return None
 
 
 def checkpoints_of(run: RunDir) -> list[Path]:

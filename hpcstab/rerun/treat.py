@@ -32,8 +32,11 @@ def treated(path: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
 
 
 def repair_lines(changes: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """A line a change, of what a doctor's manifest holds under ``repairs``."""
-    return tuple(f"{change['name']} {change['how']}: {change['meaning']}" for change in changes)
+    """What the doctor changed, as its manifests hold it under ``repairs``; a line for all that it did alike."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for change in changes:
+        alike.setdefault((change["how"], change["meaning"]), []).append(change["name"])
+    return tuple(f"{how} {', '.join(names)}: {meaning}" for (how, meaning), names in alike.items())
 
 
 def _refusal(outcome: Repair) -> CheckpointError:
