@@ -97,7 +97,6 @@ def test_what_the_parent_trained_is_read_from_its_folder_alone(parts: Any) -> No
         (("clpi",), (), r"--with: swae3d has no fix 'clpi', did you mean 'clip'\? There are: .*gdn_bounded"),
         (("clip",), (), "--with clip: the parent has this fix already; it has batchnorm, lower_lr"),
         (("hardened", "hardened"), (), "--with hardened stands there twice"),
-        (("small_lambda",), ("losses.weights.sliced_wasserstein=1.0",), "--with small_lambda: changes nothing"),
         ((), ("optimizer.lrr=1",), r"--set: unknown key 'optimizer.lrr', did you mean 'optimizer.lr'\?"),
         ((), ("optimizer.lr=-1",), r"'optimizer.lr': got -1 \(int\), but input should be greater than 0"),
     ],
