@@ -78,7 +78,8 @@ def plan_rerun(
 
     def write_start(run: RunDir) -> None:
         manifest = {"update": state["update"], "attempt": 0, "nonfinite": [], "scheduled": start.scheduled}
-        CheckpointStore(run).save(state["step"], state, {**manifest, "begins_run": True}, healthy=True)
+        facts_of_start = {**manifest, "world_size": 1, "evaluation": None, "begins_run": True}
+        CheckpointStore(run).save(state["step"], state, facts_of_start, healthy=True)
 
     planned = PlannedRun(resolved, asked.seed, Branch(asked.branched.experiment, facts, write_start))
     return Rerun(planned, (*start.told, *_told_of_changes(asked, start)))

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from hpcstab.checkpoint import CheckpointStore, Restored
 from hpcstab.errors import CheckpointError
-from hpcstab.stability.finite import nonfinite_names
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,10 +23,9 @@ if TYPE_CHECKING:
 _REMEMBERED = ("first_nonfinite_step", "first_failure_step", "best", "eval", "last")
 
 
-def save_state(trainer: Trainer) -> bool:
-    """Rank 0 writes the checkpoint before the trainer's next step; True where parameters and buffers are finite."""
-    sick = nonfinite_names(trainer.runner.state_tensors().items())
-    state = {
+def state_of(trainer: Trainer) -> dict[str, Any]:
+    """The state before the trainer's next step, not copied."""
+    return {
         **state_of_parts(trainer.network, trainer.optimizer, trainer.runner.gate, trainer.batchnorm, trainer.guarding),
         "objective": trainer.runner.objective.state_dict(),
         "step": trainer.step,
@@ -35,26 +33,28 @@ def save_state(trainer: Trainer) -> bool:
         "nonfinite_streak": trainer.failure.streak,
         "status": {name: trainer.records[name] for name in _REMEMBERED},
     }
-    facts = {
+
+
+def facts_of(trainer: Trainer) -> dict[str, Any]:
+    """What the manifest says of a state beside its health."""
+    evaluation = trainer.records.evaluation
+    return {
         "update": trainer.update,
         "attempt": trainer.records.attempt,
-        "nonfinite": sick[:20],
+        "world_size": trainer.ranks.count,
         "scheduled": trainer.step == 0 or trainer.cadence.saves_before(trainer.step),
+        "evaluation": evaluation if evaluation and evaluation["step"] == trainer.step else None,
     }
-    if trainer.ranks.is_first:
-        CheckpointStore(trainer.run).save(trainer.step, state, facts, healthy=not sick)
-    sick = trainer.ranks.of_first(sick)  # which waits until it is written: any rank may have to read it next
-    trainer.saved_at = trainer.step
-    trainer.records.events.write("checkpoint_saved", trainer.step, trainer.update, healthy=not sick)
-    return not sick
 
 
 def state_of_parts(
     network: nn.Module, optimizer: Optimizer, gate: Gate, batchnorm: BatchNormCare, guarding: Guarding | None
 ) -> dict[str, Any]:
-    """What a step changes, as it stands in a checkpoint."""
+    """What a step changes, as it stands in a checkpoint, not copied."""
+    weights = network.state_dict()
     return {
-        "network": network.state_dict(),
+        "network": weights,
+        "buffers": {name: buffer for name, buffer in network.named_buffers() if name not in weights},
         "optimizer": optimizer.state_dict(),
         "ema": gate.ema.state_dict() if gate.ema else None,
         "loss_scale": gate.loss_scale.state_dict() if gate.loss_scale else None,
@@ -65,7 +65,10 @@ def state_of_parts(
 
 
 def newest_checkpoint(trainer: Trainer, scheduled_until: int | None = None) -> Restored | None:
-    """The newest sound checkpoint, once all ranks have read it; see :meth:`CheckpointStore.newest`."""
+    """The newest sound checkpoint, once all ranks have read it; see :meth:`CheckpointStore.newest`.
+
+    No save is under way then.
+    """
     try:
         return CheckpointStore(trainer.run).newest(trainer.device, scheduled_until=scheduled_until)
     finally:
@@ -103,6 +106,9 @@ def put_back(trainer: Trainer, restored: Restored, remembered: tuple[str, ...]) 
     try:
         trainer.network.load_state_dict(state["network"])
         trainer.optimizer.load_state_dict(state["optimizer"])
+        buffers = dict(trainer.network.named_buffers())
+        for name, buffer in state["buffers"].items():
+            buffers[name].copy_(buffer)
     except (RuntimeError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{restored.folder}: does not fit this network or optimizer: {reason}") from None
@@ -117,7 +123,9 @@ def put_back(trainer: Trainer, restored: Restored, remembered: tuple[str, ...]) 
     if trainer.guarding:
         trainer.guarding.load_state_dict(state["guarding"])
     trainer.step, trainer.update = state["step"], state["update"]
-    trainer.saved_at = trainer.step
+    trainer.records.evaluation = restored.manifest.get("evaluation")
+    is_evaluated = trainer.records.evaluation is not None or not trainer.cadence.evaluates_before(trainer.step)
+    trainer.saved_at = trainer.step if is_evaluated else None  # else it is saved anew with its evaluation
     trainer.failure.streak = state["nonfinite_streak"]
     status = {name: state["status"][name] for name in remembered}
     trainer.records.status(step=trainer.step, update=trainer.update, **status)

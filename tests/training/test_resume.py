@@ -125,7 +125,7 @@ def test_no_sound_checkpoint_is_an_error_and_nothing_is_deleted(make_run: MakeRu
     before = sorted(run.checkpoints.iterdir())
     for folder in run.checkpoints.glob("step_*"):
         flip(folder / "state.pt")
-    with pytest.raises(CheckpointError, match="none of 3 checkpoints passes"):
+    with pytest.raises(CheckpointError, match="none of 4 checkpoints passes"):
         attempt(run)
     assert sorted(run.checkpoints.iterdir()) == before
 
@@ -140,11 +140,18 @@ def test_a_diverged_run_leaves_a_checkpoint_labelled_sick(make_run: MakeRun) -> 
     assert CheckpointStore(run).newest("cpu") is None
 
 
-def test_only_the_two_newest_healthy_checkpoints_are_kept(make_run: MakeRun) -> None:
-    run = make_run(variant="cured", settings=["trainer.checkpoint_every={steps: 1}"])
+def test_the_newest_and_the_best_are_kept(make_run: MakeRun) -> None:
+    """The first evaluation stays the best of a learning rate that undoes what was learned."""
+    settings = ["trainer.checkpoint_every={steps: 1}", "trainer.evaluate_every={steps: 1}", "trainer.max_steps=8"]
+    run = make_run(variant="after", settings=settings)
     attempt(run)
-    assert sorted(path.name for path in run.checkpoints.glob("step_*")) == ["step_00000005", "step_00000006"]
-    assert (read_json(run.checkpoints / "index.json") or {})["last"] == "step_00000006"
+    status = read_json(run.status_json)
+    assert status is not None
+    best = status["best"]["step"]
+    names = {step: run.checkpoint(step).name for step in (best, 6, 7, 8)}
+    assert sorted(path.name for path in run.checkpoints.glob("step_*")) == sorted(set(names.values()))
+    index = read_json(run.checkpoints / "index.json")
+    assert index == {"last": names[8], "best": names[best], "healthy": sorted(set(names.values()), reverse=True)}
 
 
 def test_an_older_attempt_stops_before_its_next_checkpoint(make_run: MakeRun) -> None:
@@ -158,7 +165,7 @@ def test_an_older_attempt_stops_before_its_next_checkpoint(make_run: MakeRun) ->
 
     result = execute(run, begin_attempt(run, {}), newer_attempt_begins)
     assert (result.state, result.reason) == ("stopped", "superseded")
-    assert [path.name for path in run.checkpoints.glob("step_*")] == ["step_00000002"]
+    assert sorted(path.name for path in run.checkpoints.glob("step_*")) == ["step_00000002", "step_00000003"]
 
 
 def test_a_checkpoint_of_another_network_is_refused(make_run: MakeRun) -> None:
