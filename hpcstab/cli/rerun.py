@@ -54,12 +54,13 @@ def rerun(
     def make_plan(cluster: Cluster) -> tuple[str, list[PlannedRun]]:
         from hpcstab.rerun import plan_rerun
 
-        planned = plan_rerun(parent, wanted, tuple(fixes or ()), parse_overrides(settings or []), configs)
+        rerun = plan_rerun(parent, wanted, tuple(fixes or ()), parse_overrides(settings or []), configs)
         state = state_of(parent)
         if state.is_open:
-            print(f"the parent is {state.state}: what it does from here on is not in the new run", file=sys.stderr)
-        for line in planned.told:
+            later = f"what it does after its step {rerun.step} is not in the rerun"
+            print(f"hpcstab: {parent.run_id} is {state.state}; {later}", file=sys.stderr)
+        for line in rerun.told:
             print(line, file=sys.stderr if as_json else sys.stdout)
-        return planned.planned.resolved.model, [planned.planned]
+        return rerun.planned.resolved.model, [rerun.planned]
 
     launch(make_plan, cluster_name, root, configs, dry_run=dry_run, wait=wait, as_json=as_json)

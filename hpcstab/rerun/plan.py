@@ -20,9 +20,10 @@ DEFAULT_FROM = "healthy"
 
 @dataclass(frozen=True)
 class Rerun:
-    """What is to be submitted, and in words what it begins with."""
+    """What is to be submitted, the step that it begins at, and in words what it begins with."""
 
     planned: PlannedRun
+    step: int
     told: tuple[str, ...]
 
 
@@ -82,7 +83,7 @@ def plan_rerun(
         CheckpointStore(run).save(state["step"], state, facts_of_start, healthy=True)
 
     planned = PlannedRun(resolved, asked.seed, Branch(asked.branched.experiment, facts, write_start))
-    return Rerun(planned, (*start.told, *_told_of_changes(asked, start)))
+    return Rerun(planned, state["step"], (*start.told, *_told_of_changes(asked, start)))
 
 
 def _from_checkpoint(asked: Asked, source: Source) -> _Start:

@@ -96,16 +96,11 @@ def _newest(parent: RunDir, counts: Callable[[Mapping[str, Any]], bool], kind: s
 
 
 def _best(parent: RunDir) -> Source:
-    """That of the best evaluation, where it was kept."""
-    index = read_json(parent.checkpoints / "index.json") or {}
-    status = read_json(parent.status_json) or {}
-    best = status.get("best")
-    name = index.get("best") or (parent.checkpoint(best["step"]).name if best else None)
+    """The healthy one with the best evaluation, as the trainer's index has it."""
+    name = (read_json(parent.checkpoints / "index.json") or {}).get("best")
     if name is None:
-        raise CheckpointError(f"{parent.run_id} has no evaluation yet, so there is no best; {_those_there(parent)}")
-    if not (parent.checkpoints / name).is_dir():
         raise CheckpointError(
-            f"{parent.run_id}: the checkpoint of the best evaluation, {name}, was not kept; {_those_there(parent)}"
+            f"{parent.run_id}: no checkpoint has an evaluation of its step, so there is no best; {_those_there(parent)}"
         )
     return _read(parent.checkpoints / name)
 

@@ -68,6 +68,9 @@ def go_on(
     if config == parent and not repaired:
         return Beginning({**state, "status": status}, ())
     parts = _build(task, config, seed, state["network"])
+    for name, buffer in parts.network.named_buffers():
+        if name in state["buffers"]:
+            buffer.copy_(state["buffers"][name])
     fresh = [
         *_take_optimizer(parts.optimizer, parent, config, state["optimizer"]),
         *_take_average_and_scale(parts.gate, state),

@@ -25,7 +25,7 @@ Begin = Callable[..., RunDir]
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    """``after``, which has BatchNorm, with checkpoints before steps 4 and 6, its end; that before 2 was forgotten."""
+    """``after``, which has BatchNorm, with checkpoints before steps 2, 4 and 6, which is its end."""
     experiment = load_experiment("swae3d")
     resolved = resolve(experiment, "after", "tiny", parse_overrides(EVERY_TWO))
     run = create_run(tmp_path_factory.mktemp("trained"), experiment, resolved, 0)
@@ -78,7 +78,10 @@ def rewrite(run: RunDir, step: int, change: Callable[[dict[str, Any]], None], **
     """Change the state of a checkpoint as its trainer might have left it: with a manifest that vouches for it."""
     state, manifest = read_checkpoint(run.checkpoint(step))
     change(state)
-    kept = {key: manifest[key] for key in ("step", "healthy", "update", "attempt", "nonfinite", "scheduled")}
+    kept = {
+        key: manifest[key]
+        for key in ("step", "healthy", "update", "attempt", "nonfinite", "scheduled", "world_size", "evaluation")
+    }
     write_checkpoint(run.checkpoint(step), state, {**kept, **facts})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hpcstab.checkpoint import read_checkpoint
 from hpcstab.doctor import repair
 from hpcstab.errors import CheckpointError, ConfigError
 from hpcstab.execute import reestimate
+from hpcstab.metrics import read_evals
 from hpcstab.rundir import RunDir
 from tests.conftest import MakeRun
 from tests.rerun.conftest import Begin, event, plan, poison, rewrite, train
@@ -23,9 +25,7 @@ def sicken(run: RunDir, step: int, what: str = "running_var") -> None:
 
 
 def step_of(run: RunDir, wanted: str, settings: tuple[str, ...] = LONGER) -> int:
-    rerun = plan(run, wanted, settings=settings)
-    assert rerun.planned.branch is not None
-    return int(rerun.planned.branch.parent["step"])
+    return plan(run, wanted, settings=settings).step
 
 
 def test_words_steps_and_names(parent: RunDir) -> None:
@@ -36,14 +36,13 @@ def test_words_steps_and_names(parent: RunDir) -> None:
 
 
 def test_best_is_that_of_the_best_evaluation(parent: RunDir) -> None:
-    import json
-
-    status = json.loads(parent.status_json.read_text())
-    for step in (4, 6):
-        parent.status_json.write_text(json.dumps({**status, "best": {"metric": "psnr", "value": 1.0, "step": step}}))
-        assert step_of(parent, "best") == step
-    parent.status_json.write_text(json.dumps({**status, "best": {"metric": "psnr", "value": 1.0, "step": 1}}))
-    with pytest.raises(CheckpointError, match=r"best evaluation, step_00000001, was not kept; there are: 6, 4"):
+    index = parent.checkpoints / "index.json"
+    evals = {int(row["step"]): float(row["psnr"]) for row in read_evals(parent.evals_csv)}
+    assert step_of(parent, "best") == max((2, 4, 6), key=lambda step: evals[step])
+    index.write_text(json.dumps({**json.loads(index.read_text()), "best": "step_00000002"}))
+    assert step_of(parent, "best") == 2
+    index.write_text(json.dumps({**json.loads(index.read_text()), "best": None}))
+    with pytest.raises(CheckpointError, match=r"so there is no best; there are: 6, 4, 2"):
         plan(parent, "best")
 
 
@@ -54,8 +53,9 @@ def test_a_damaged_one_is_left_out_and_said(parent: RunDir) -> None:
     assert rerun.told[1].startswith(f"goes on from step 4 of {parent.run_id}")
     with pytest.raises(CheckpointError, match="differs from what was written"):
         plan(parent, "6")
-    flip(parent.checkpoint(4) / "state.pt")
-    with pytest.raises(CheckpointError, match=r"no healthy checkpoint that passes: 2 damaged, the newest: "):
+    for step in (4, 2):
+        flip(parent.checkpoint(step) / "state.pt")
+    with pytest.raises(CheckpointError, match=r"no healthy checkpoint that passes: 3 damaged, the newest: "):
         plan(parent)
 
 
@@ -109,13 +109,15 @@ def test_a_run_without_checkpoints(make_run: MakeRun) -> None:
 
 
 def test_only_sick_ones(parent: RunDir) -> None:
-    for step in (4, 6):
+    for step in (2, 4, 6):
         sicken(parent, step)
-    with pytest.raises(CheckpointError, match="2 labelled sick; --from last takes a sick one through the doctor"):
+    with pytest.raises(CheckpointError, match="3 labelled sick; --from last takes a sick one through the doctor"):
         plan(parent)
 
 
 @pytest.mark.parametrize("wanted", ["5", "step_00000005", "no_such_file.pt"])
 def test_one_that_is_not_there(parent: RunDir, wanted: str) -> None:
-    with pytest.raises(CheckpointError, match=r"no such checkpoint.*; there are: 6, 4\. Words .* healthy, last, best"):
+    with pytest.raises(
+        CheckpointError, match=r"no such checkpoint.*; there are: 6, 4, 2\. Words .* healthy, last, best"
+    ):
         plan(parent, wanted)
