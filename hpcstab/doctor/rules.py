@@ -79,7 +79,11 @@ class Rules:
             return self._finding("untouched", located, values, f"{text}: an observer that has seen nothing yet", "note")
         if located.part == "other":
             return self._finding("inf" if not values.num_nan else "nan", located, values, text, "note")
-        if located.part == "weights" and only_minus and values.num_minus_inf >= MASK_FRACTION * values.num_values:
+        if (
+            located.part in ("weights", "ema")
+            and only_minus
+            and values.num_minus_inf >= MASK_FRACTION * values.num_values
+        ):
             return self._finding("mask", located, values, f"{text}: taken for a mask", "note")
         code = "nan" if values.num_nan else "inf"
         assert values.first_nonfinite is not None
