@@ -51,7 +51,7 @@ def test_every_truncation_is_found(tmp_path: Path, form: str) -> None:
 
 
 def test_flipped_bits(tmp_path: Path) -> None:
-    """torch.load notices none of those in tensors; here each is named. In paddings and dates of the zip they are harmless."""
+    """torch.load notices none of those in tensors; here each is named. In paddings and dates they are harmless."""
     state = trained()
     path = saved(tmp_path, state)
     whole = path.read_bytes()
