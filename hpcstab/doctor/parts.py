@@ -75,8 +75,8 @@ class _Where:
     path: tuple[Key, ...] = ()
     part: Part = "weights"
     owner: str = ""
-    root: int = 0
-    """How many keys of the path lead to the state dict."""
+    root: int | None = None
+    """How many keys of the path lead to the state dict; None outside of one."""
 
     def at(self, key: Any) -> _Where:
         return replace(self, path=(*self.path, key if isinstance(key, int) else str(key)))
@@ -122,6 +122,8 @@ class _Walk:
         if isinstance(value.get("param_groups"), list) and isinstance(value.get("state"), Mapping):
             self._visit_optimizer(value, where)
             return
+        if where.root is None and "_modules" in value:
+            where = replace(where, root=len(where.path))
         if "n_averaged" in value and where.part == "weights":  # torch.optim.swa_utils.AveragedModel
             where = replace(where, part="ema")
         if value.keys() >= _SCALER_KEYS or value.keys() == _LOSS_SCALE_KEYS:
@@ -131,7 +133,7 @@ class _Walk:
         for key, item in value.items():
             inner = where.at(key)
             if isinstance(item, StoredTensor):
-                alone = mixed and not item.shape and not where.root and where.part == "weights"
+                alone = mixed and not item.shape and where.root is None and where.part == "weights"
                 self.visit(item, replace(inner, part="other") if alone else inner)
                 continue
             self.visit(item, replace(inner, part=_part_of(str(key), where), root=_root(inner, item)))
@@ -154,7 +156,7 @@ class _Walk:
 
     def _add(self, tensor: StoredTensor, where: _Where) -> None:
         part, name = where.part, where.name
-        own = dotted(where.path[where.root :])
+        own = dotted(where.path[where.root or 0 :])
         if part == "weights" and any(_EMA.search(segment) for segment in own.split(".")[:-1]):
             part = "ema"
         last = str(where.path[-1]).rpartition(".")[2] if where.path else ""
@@ -175,13 +177,11 @@ def _part_of(key: str, where: _Where) -> Part:
     return "other" if not where.path and _OTHER.match(key) else "weights"
 
 
-def _root(where: _Where, value: Any) -> int:
-    """A dict with a tensor or a pickled module in it begins the names of a state dict; lists never do."""
-    if where.root or not isinstance(value, Mapping | Inert):
+def _root(where: _Where, value: Any) -> int | None:
+    """A dict with a tensor in it begins the names of a state dict; lists never do."""
+    if where.root is not None or not isinstance(value, Mapping):
         return where.root
-    inside = value.parts() if isinstance(value, Inert) else value
-    begins = any(isinstance(item, StoredTensor) for item in inside.values()) or "_modules" in inside
-    return len(where.path) if begins else 0
+    return len(where.path) if any(isinstance(item, StoredTensor) for item in value.values()) else None
 
 
 def _mark_statistics(layout: Layout) -> None:

@@ -81,7 +81,10 @@ def _write_zip(contents: Contents, edits: Edits, source: BinaryIO, target: Binar
     """The same records in the same order, each aligned as torch does it, so that it can be mapped into memory."""
     with zipfile.ZipFile(source) as original, zipfile.ZipFile(target, "w") as archive:
         for old in original.infolist():
-            record = contents.records[old.filename]
+            record = contents.records.get(old.filename)
+            if record is None:  # compressed: code of a TorchScript archive, no tensor
+                archive.writestr(old, original.read(old), old.compress_type)
+                continue
             new = zipfile.ZipInfo(old.filename, old.date_time)
             large = record.num_bytes >= _NEEDS_ZIP64
             before = target.tell() + _LOCAL_HEADER_BYTES + len(old.filename.encode()) + (large and _ZIP64_EXTRA_BYTES)
