@@ -52,6 +52,14 @@ class CheckpointStore:
         self._tidy()
         return folder
 
+    def clean_up(self) -> None:
+        """Remove what a killed writer left aside; for the one who writes next, while nobody writes.
+
+        Raises:
+            CheckpointError: a checkpoint that was about to be replaced cannot be brought back.
+        """
+        remove_asides(self._run.checkpoints)
+
     def forget_after(self, step: int) -> None:
         """Remove checkpoints of later steps: the training went back, and a resume must not go on from them."""
         for folder in newest_first(self._run.checkpoints):
@@ -72,7 +80,6 @@ class CheckpointStore:
         Raises:
             CheckpointError: there are checkpoints and none passes; nothing is deleted.
         """
-        remove_asides(self._run.checkpoints)
         refused: list[str] = []
         for folder in newest_first(self._run.checkpoints):
             try:

@@ -81,6 +81,9 @@ def restore_state(trainer: Trainer) -> bool:
     Raises:
         CheckpointError: there are checkpoints and none passes, or it does not fit the network.
     """
+    if trainer.ranks.is_first:
+        CheckpointStore(trainer.run).clean_up()
+    trainer.ranks.of_first(None)  # no rank reads before that
     restored = newest_checkpoint(trainer)
     if restored is None:
         return False
