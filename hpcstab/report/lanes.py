@@ -16,6 +16,7 @@ from hpcstab.report.style import BRANCH, FAINT, figure_text, looks
 from hpcstab.report.words import NOTHING
 
 _LANE_IN = 0.23
+_LONGEST_NAME = 40
 _TABLE_AT = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -29,7 +30,7 @@ def draw_lanes(section: Section, figure: Figure) -> None:
     for position, outcome in enumerate(outcomes):
         look = looks(section.groups)[outcome.run.label]
         _draw_lane(lanes, position, outcome, section.horizon, look.colour)
-    names = [figure_text(f"{outcome.run.label}  seed {outcome.seed}") for outcome in outcomes]
+    names = [f"{figure_text(outcome.run.label, _LONGEST_NAME)}  seed {outcome.seed}" for outcome in outcomes]
     lanes.set_yticks(range(len(outcomes)), names)
     lanes.set_ylim(len(outcomes) - 0.4, -0.6)
     lanes.set_xlim(-0.02 * section.horizon, section.horizon * 1.06)

@@ -15,8 +15,8 @@ from hpcstab.config import Claim, Compare
 from hpcstab.report.words import printable
 from hpcstab.rundir import RunDir
 
-DATA_UPKEEP = ("batch_size", "num_workers")
-"""Keys of the config's ``data`` that change neither the samples nor the split."""
+DATA_UPKEEP = ("batch_size", "num_workers", "faults")
+"""Keys of the config's ``data`` that change neither the held-out samples nor the split."""
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,9 @@ def _section(runs: list[LoadedRun], known: Mapping[str, LoadedRun]) -> Section:
     planned = [run.planned_steps for run in runs if run.planned_steps]
     horizon = min([*_declared_horizon(runs, compare), *planned], default=compare.horizon_steps)
     by_label: dict[str, list[LoadedRun]] = {}
-    for run in sorted(runs, key=lambda run: (_rank(run), run.label, run.seed, run.run.path.name)):
+    for run in sorted(
+        runs, key=lambda run: (_rank(run), run.parent is not None, run.label, run.seed, run.run.path.name)
+    ):
         by_label.setdefault(run.label, []).append(run)
     groups = tuple(
         Group(label, tuple(members), tuple(outcome_of(run, horizon) for run in members))
