@@ -7,12 +7,13 @@ from pathlib import Path
 
 from hpcstab.campaign import Branch, PlannedRun
 from hpcstab.checkpoint import CheckpointStore, read_checkpoint
+from hpcstab.errors import CheckpointError
 from hpcstab.rerun.asked import Asked, Overrides
 from hpcstab.rerun.fit import layout_of
 from hpcstab.rerun.source import Source, own_checkpoint
 from hpcstab.rerun.treat import repair_lines, treated
 from hpcstab.rerun.weights import content_digest, read_weights
-from hpcstab.rundir import RunDir
+from hpcstab.rundir import RunDir, read_json
 from hpcstab.training.branch import Beginning, begin_with_weights, go_on
 
 DEFAULT_FROM = "healthy"
@@ -92,7 +93,11 @@ def _from_checkpoint(asked: Asked, source: Source) -> _Start:
     with treated(source.folder) as (sound, repaired):
         state = source.state if sound == source.folder else read_checkpoint(sound)[0]
     repaired = repaired or repair_lines(source.manifest.get("repairs", ()))
-    beginning = go_on(asked.task, asked.parent_config, asked.config, asked.seed, state, repaired=bool(repaired))
+    try:
+        beginning = go_on(asked.task, asked.parent_config, asked.config, asked.seed, state, repaired=bool(repaired))
+    except (KeyError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{source.folder}: was not written by this version of hpcstab: {reason}") from None
     return _Start(
         beginning,
         checkpoint=source.folder.name,
@@ -132,4 +137,8 @@ def _told_of_changes(asked: Asked, start: _Start) -> list[str]:
     told += [f"starts anew: {part}" for part in start.beginning.fresh]
     if asked.config == asked.parent_config and not start.repaired and not start.weights_only:
         told.append("nothing is changed: it is the continuation of its parent, bit for bit")
+        failed = (read_json(asked.parent.status_json) or {}).get("first_failure_step")
+        if failed is not None and failed >= start.beginning.state["step"]:
+            fixes = f"`hpcstab list` shows the fixes of {asked.branched.resolved.model}"
+            told.append(f"the parent failed at step {failed}, and this comes to the same end; --with FIX: {fixes}")
     return told

@@ -121,3 +121,9 @@ def test_one_that_is_not_there(parent: RunDir, wanted: str) -> None:
         CheckpointError, match=r"no such checkpoint.*; there are: 6, 4, 2\. Words .* healthy, last, best"
     ):
         plan(parent, wanted)
+
+
+def test_one_of_another_version_is_an_error_and_no_crash(parent: RunDir) -> None:
+    rewrite(parent, 4, lambda state: state.pop("batchnorm"))
+    with pytest.raises(CheckpointError, match=r"was not written by this version of hpcstab: 'batchnorm'"):
+        plan(parent, "4", settings=LONGER)

@@ -93,7 +93,9 @@ def test_repaired_and_rerun_it_ends_where_the_clean_run_ends(poisoned: RunDir, c
 
 def test_from_before_the_fault_it_comes_to_the_same_end(poisoned: RunDir, begin: Begin) -> None:
     """The batch is still bad: a rerun without a fix is the same training."""
-    assert train(begin(plan(poisoned, str(FAULT - FAULT % CADENCE)))) == "diverged"
+    rerun = plan(poisoned, str(FAULT - FAULT % CADENCE))
+    assert rerun.told[-1].startswith(f"the parent failed at step {FAULT}, and this comes to the same end; --with FIX")
+    assert train(begin(rerun)) == "diverged"
 
 
 def test_hardened_none_of_it_happens(clean: RunDir, tmp_path: Path) -> None:
