@@ -46,7 +46,11 @@ SICK: dict[str, tuple[State, str, str]] = {
     "0-d": (beside(logit_scale=torch.tensor(torch.nan)), "nan", "logit_scale"),
     "fp64": (beside(w=with_one(torch.nan, torch.float64)), "nan", "w"),
     "bf16": (beside(w=with_one(torch.inf, torch.bfloat16)), "inf", "w"),
-    "variance below zero": (layer(torch.zeros(3), torch.tensor([1.0, -1e-3, 2.0])), "negative_variance", "bn.running_var"),
+    "variance below zero": (
+        layer(torch.zeros(3), torch.tensor([1.0, -1e-3, 2.0])),
+        "negative_variance",
+        "bn.running_var",
+    ),
     "variance zero throughout": (layer(torch.zeros(3), torch.zeros(3)), "zero_variance", "bn.running_var"),
     "huge variance": (layer(torch.zeros(3), torch.tensor([1.0, 2.0, 1e9])), "absurd", "bn.running_var"),
     "huge mean": (layer(torch.tensor([1.0, -1e12, 0.5]), torch.ones(3)), "absurd", "bn.running_mean"),
