@@ -61,12 +61,12 @@ class Located:
 class Layout:
     """All tensors of a checkpoint by name, and what else counts.
 
-    ``owned``: the dict of each parameter's optimizer state, by path. ``numbers``: Python floats that a training
-    goes on from (loss scale, learning rates) by path, with their part.
+    ``owned``: for each parameter's optimizer state, by path, the dict that it is in and its key there. ``numbers``:
+    Python floats that a training goes on from (loss scale, learning rates) by path, with their part.
     """
 
     tensors: dict[str, Located] = field(default_factory=dict)
-    owned: dict[str, dict[Any, Any]] = field(default_factory=dict)
+    owned: dict[str, tuple[dict[Any, Any], Any]] = field(default_factory=dict)
     numbers: dict[str, tuple[Part, float]] = field(default_factory=dict)
 
 
@@ -142,8 +142,7 @@ class _Walk:
         where = replace(where, part="optimizer")
         for key, state in value["state"].items():
             inner = where.at("state").at(key)
-            if isinstance(state, dict):
-                self._layout.owned[inner.name] = state
+            self._layout.owned[inner.name] = (value["state"], key)
             self.visit(state, replace(inner, owner=inner.name))
         for index, group in enumerate(value["param_groups"]):
             if isinstance(group, Mapping):

@@ -62,7 +62,7 @@ def test_flipped_bits(tmp_path: Path) -> None:
             inside |= set(range(start, start + entry.file_size))
     generator = random.Random(0)
     found = 0
-    for _ in range(200):
+    for _ in range(100):
         place, bit = generator.randrange(len(whole)), generator.randrange(8)
         flipped = bytearray(whole)
         flipped[place] ^= 1 << bit
@@ -73,7 +73,7 @@ def test_flipped_bits(tmp_path: Path) -> None:
         if not sick:  # then nothing has changed
             loaded = tensors_of(torch.load(path, weights_only=True))
             assert all(torch.equal(tensor, loaded[name]) for name, tensor in tensors_of(state).items())
-    assert found > 100
+    assert found > 50
 
 
 def test_a_flipped_bit_is_named_by_its_tensor(tmp_path: Path) -> None:
