@@ -46,7 +46,7 @@ test: $(READY)  ## all quick tests (at most 5 minutes)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m 'not slow and not slurm'
 
 torture: $(READY)  ## hundreds of kills, hundreds of faults: the tables of reports/torture and reports/fault-matrix
-	$(VENV)/bin/python -m tests.torture.kill_training
+	$(VENV)/bin/python -m tests.torture.kill_training --out reports/torture/kill-training.md
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.torture.fault_matrix --out reports/local/fault-matrix
 
 test-slow: $(READY)  ## tests that take minutes (at most 20 minutes)

@@ -32,7 +32,7 @@ _ASIDE_SUFFIX = ".aside"
 _OLD_SUFFIX = ".old"
 _CHUNK_BYTES = 1 << 20
 _BESIDE_BYTES = 1 << 18
-"""A write of so much is digested in another thread meanwhile; handing over a smaller one costs as much as its digest."""
+"""A write of so much is digested in another thread meanwhile; handing over less costs more than it saves."""
 _SYNC_BYTES = 1 << 26
 """So much is brought to disk at a time, while the digest of it is made: SHA-256 is slower than many a disk."""
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from hpcstab.checkpoint import background, store
 from hpcstab.checkpoint.format import _Digesting
@@ -248,3 +249,25 @@ def test_evidence_that_cannot_be_saved_does_not_change_a_result(tmp_path: Path, 
     assert state == "diverged"
     assert len(events(run, "checkpoint_failed")) == 1
     assert (read_json(run.status_json) or {})["state"] == "diverged"
+
+
+class Counting(ToyTask):
+    """Its network counts forward passes in a buffer that no state_dict has, and learns from the count."""
+
+    def network(self) -> nn.Module:
+        network = super().network()
+        network.register_buffer("passes", torch.zeros(()), persistent=False)
+        return network
+
+    def loss_terms(self, network: Any, batch: Any, context: Any) -> Any:
+        network.passes += 1.0
+        terms = super().loss_terms(network, batch, context)
+        return {**terms, "mse": terms["mse"] * (1.0 + 0.1 * network.passes)}
+
+
+def test_buffers_outside_of_the_state_dict_come_back(tmp_path: Path) -> None:
+    config = saved_often()
+    whole, _, _ = attempts(tmp_path / "whole", Counting, config, [])
+    run, _, _ = attempts(tmp_path / "parts", Counting, config, [3])
+    assert numbers(run) == numbers(whole)
+    assert len(events(run, "resumed")) >= 5
