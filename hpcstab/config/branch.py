@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hpcstab.config.common import RunConfig
 from hpcstab.config.experiment import Experiment, ExperimentFile, Fix
 from hpcstab.config.guards import DEFAULT
 from hpcstab.config.load import config_class_of
@@ -55,41 +56,48 @@ def branch(
         ConfigError: a fix is unknown, in already or without effect, or the result is no valid config.
     """
     own = {entry["name"]: _fix(entry, origin) for entry in identity["fixes"]}
-    fixes = own | _new_fixes(own, added, experiment, str(identity["model"]))
-    order = experiment.fix_order if experiment is not None else []
-    fixes = dict(sorted(fixes.items(), key=lambda item: order.index(item[0]) if item[0] in order else -1))
-    kept = {key: value for key, value in identity["overrides"].items() if not _is_set_by(key, fixes, added)}
+    fixes = _in_order(own | _new_fixes(own, added, experiment, str(identity["model"])), experiment)
+    parent = _folder_as_experiment(identity, values, origin, fixes)
+    for name in added:
+        without = {other: fix for other, fix in fixes.items() if other != name}
+        if _config(parent, fixes, ()) == _config(parent, without, ()):
+            raise ConfigError(f"--with {name}: changes nothing in {identity['run_id']}; leave it away")
+    newly_set = [key for name in added for key in fixes[name].set]
+    kept = {key: value for key, value in identity["overrides"].items() if not _touches(key, newly_set)}
+    dropped = tuple(key for key in identity["overrides"] if key not in kept and key not in dict(overrides))
+    kept = {key: value for key, value in kept.items() if not _touches(key, list(dict(overrides)))}
+    all_overrides = tuple(sorted({**kept, **dict(overrides)}.items()))
+    if added or overrides:
+        config = _config(parent, fixes, all_overrides)
+    else:
+        config = validate_section(parent.config_class, parent.file.base, str(origin))
+    resolved = ResolvedRun(
+        model=parent.name,
+        variant=_variant(str(identity["variant"]), list(own), added, tuple(fixes), experiment),
+        scale=str(identity["scale"]),
+        overrides=all_overrides,
+        config=config,
+        horizon_steps=parent.file.compare.horizon_steps,
+        signature=signature(parent.file.model, config),
+    )
+    return Branched(parent, resolved, dropped)
+
+
+def _folder_as_experiment(
+    identity: Mapping[str, Any], values: Mapping[str, Any], origin: Path, fixes: Mapping[str, Fix]
+) -> Experiment:
     reference = str(values["model"])
-    base = {key: value for key, value in values.items() if key != "model"}
     as_file = {
         "model": reference,
         "about": "",
-        "base": base,
+        "base": {key: value for key, value in values.items() if key != "model"},
         "fixes": {name: fix.model_dump() for name, fix in fixes.items()},
         "variants": {},
         "scales": {},
         **{key: identity[key] for key in ("compare", "failure", "claims")},
     }
     file = validate_section(ExperimentFile, as_file, str(origin))
-    folder_as_experiment = Experiment(str(identity["model"]), origin, file, config_class_of(reference, str(origin)))
-    all_overrides = tuple(sorted({**kept, **dict(overrides)}.items()))
-    config = _config(folder_as_experiment, fixes, all_overrides, changes=bool(added or overrides))
-    for name in added:
-        without = {other: fix for other, fix in fixes.items() if other != name}
-        both = (_config(folder_as_experiment, chosen, (), changes=True) for chosen in (fixes, without))
-        if next(both) == next(both):
-            raise ConfigError(f"--with {name}: changes nothing in {identity['run_id']}; leave it away")
-    resolved = ResolvedRun(
-        model=str(identity["model"]),
-        variant=_variant(str(identity["variant"]), list(own), added, tuple(fixes), experiment),
-        scale=str(identity["scale"]),
-        overrides=all_overrides,
-        config=config,
-        horizon_steps=file.compare.horizon_steps,
-        signature=signature(reference, config),
-    )
-    dropped = tuple(key for key in identity["overrides"] if key not in kept and key not in dict(overrides))
-    return Branched(folder_as_experiment, resolved, dropped)
+    return Experiment(str(identity["model"]), origin, file, config_class_of(reference, str(origin)))
 
 
 def _fix(entry: Mapping[str, Any], origin: Path) -> Fix:
@@ -114,25 +122,26 @@ def _new_fixes(
     return {name: known[name] for name in added}
 
 
-def _is_set_by(key: str, fixes: Mapping[str, Fix], added: Sequence[str]) -> bool:
-    """Whether an added fix sets the key, a part of it, or what it is a part of: the later word counts."""
-    settings = [setting for name in added for setting in fixes[name].set]
+def _in_order(fixes: Mapping[str, Fix], experiment: Experiment | None) -> dict[str, Fix]:
+    """In YAML order; what the YAML does not know any more comes first."""
+    order = experiment.fix_order if experiment is not None else []
+    return dict(sorted(fixes.items(), key=lambda item: order.index(item[0]) if item[0] in order else -1))
+
+
+def _touches(key: str, settings: Sequence[str]) -> bool:
+    """Whether one of the settings is the key, a part of it, or what it is a part of: then the later word counts."""
     return any(key == s or key.startswith(f"{s}.") or s.startswith(f"{key}.") for s in settings)
 
 
-def _config(
-    experiment: Experiment, fixes: Mapping[str, Fix], overrides: tuple[tuple[str, Any], ...], *, changes: bool
-) -> Any:
+def _config(parent: Experiment, fixes: Mapping[str, Fix], overrides: tuple[tuple[str, Any], ...]) -> RunConfig:
     """The parent's own fixes are applied again, so that of two on one key the later in YAML order wins as ever."""
-    values = copy.deepcopy(experiment.file.base)
-    if changes:
-        for name, fix in fixes.items():
-            apply_settings(values, fix.set, f"fix '{name}'")
-        if values["stability"].get("guards") == "default" and overrides:
-            values["stability"]["guards"] = copy.deepcopy(DEFAULT)
-        apply_settings(values, dict(overrides), "--set")
-    where = f"{experiment.path} with --with and --set" if changes else str(experiment.path)
-    return validate_section(experiment.config_class, values, where)
+    values = copy.deepcopy(parent.file.base)
+    for name, fix in fixes.items():
+        apply_settings(values, fix.set, f"fix '{name}'")
+    if values["stability"].get("guards") == "default" and overrides:
+        values["stability"]["guards"] = copy.deepcopy(DEFAULT)  # so that --set reaches into it
+    apply_settings(values, dict(overrides), "--set")
+    return validate_section(parent.config_class, values, f"{parent.path} with --with and --set")
 
 
 def _variant(

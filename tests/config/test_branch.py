@@ -72,6 +72,11 @@ def test_settings_come_last_and_reach_into_added_guards(parts: Any) -> None:
     assert found == resolve(SWAE, "before+hardened", "tiny", parse_overrides(list(settings)))
 
 
+def test_a_setting_is_the_later_word_on_all_that_it_holds(parts: Any) -> None:
+    found = branched(parts("cured", ["stability.guards.ladder.max_backoffs=7"]), settings=("stability.guards=none",))
+    assert found.resolved == resolve(SWAE, "cured", "tiny", parse_overrides(["stability.guards=none"]))
+
+
 def test_an_added_fix_is_the_later_word_on_a_key_of_the_parents_settings(parts: Any) -> None:
     found = branched(parts("before", ["optimizer.lr=0.25", "optimizer.eps=1e-6"]), "lower_lr")
     assert found.dropped == ("optimizer.lr",)
