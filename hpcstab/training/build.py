@@ -33,6 +33,9 @@ from hpcstab.training.step import StepRunner
 from hpcstab.training.tensorboard import TensorBoard
 from hpcstab.training.trainer import Trainer
 
+CPU = torch.device("cpu")
+"""Where networks are built that are not trained here."""
+
 
 def build_trainer(  # noqa: PLR0913 - the composition root hands over all parts at once
     task: Task,

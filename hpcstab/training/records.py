@@ -61,6 +61,7 @@ class Records:
         self._status: dict[str, Any] = {
             "state": "running",
             "step": 0,
+            "first_step": 0,  # of this attempt
             "total_steps": total_steps,
             "update": 0,
             "time": 0.0,

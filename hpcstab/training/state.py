@@ -12,6 +12,12 @@ from hpcstab.checkpoint import CheckpointStore, Restored
 from hpcstab.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+    from hpcstab.stability.gate.gate import Gate
+    from hpcstab.training.batchnorm import BatchNormCare
+    from hpcstab.training.guarding import Guarding
     from hpcstab.training.trainer import Trainer
 
 _REMEMBERED = ("first_nonfinite_step", "first_failure_step", "best", "eval", "last")
@@ -19,18 +25,9 @@ _REMEMBERED = ("first_nonfinite_step", "first_failure_step", "best", "eval", "la
 
 def state_of(trainer: Trainer) -> dict[str, Any]:
     """The state before the trainer's next step, not copied."""
-    gate = trainer.runner.gate
-    network = trainer.network.state_dict()
     return {
-        "network": network,
-        "buffers": {name: buffer for name, buffer in trainer.network.named_buffers() if name not in network},
-        "optimizer": trainer.optimizer.state_dict(),
-        "ema": gate.ema.state_dict() if gate.ema else None,
-        "loss_scale": gate.loss_scale.state_dict() if gate.loss_scale else None,
-        "gate_armed": gate.armed,
+        **state_of_parts(trainer.network, trainer.optimizer, trainer.runner.gate, trainer.batchnorm, trainer.guarding),
         "objective": trainer.runner.objective.state_dict(),
-        "batchnorm": trainer.batchnorm.state_dict(),
-        "guarding": trainer.guarding.state_dict() if trainer.guarding else None,
         "step": trainer.step,
         "update": trainer.update,
         "nonfinite_streak": trainer.failure.streak,
@@ -47,6 +44,23 @@ def facts_of(trainer: Trainer) -> dict[str, Any]:
         "world_size": trainer.ranks.count,
         "scheduled": trainer.step == 0 or trainer.cadence.saves_before(trainer.step),
         "evaluation": evaluation if evaluation and evaluation["step"] == trainer.step else None,
+    }
+
+
+def state_of_parts(
+    network: nn.Module, optimizer: Optimizer, gate: Gate, batchnorm: BatchNormCare, guarding: Guarding | None
+) -> dict[str, Any]:
+    """What a step changes, as it stands in a checkpoint, not copied."""
+    weights = network.state_dict()
+    return {
+        "network": weights,
+        "buffers": {name: buffer for name, buffer in network.named_buffers() if name not in weights},
+        "optimizer": optimizer.state_dict(),
+        "ema": gate.ema.state_dict() if gate.ema else None,
+        "loss_scale": gate.loss_scale.state_dict() if gate.loss_scale else None,
+        "gate_armed": gate.armed,
+        "batchnorm": batchnorm.state_dict(),
+        "guarding": guarding.state_dict() if guarding else None,
     }
 
 
@@ -76,7 +90,12 @@ def restore_state(trainer: Trainer) -> bool:
     put_back(trainer, restored, _REMEMBERED)
     for reason in restored.refused:
         trainer.records.events.write("checkpoint_refused", trainer.step, trainer.update, reason=reason)
-    trainer.records.events.write("resumed", trainer.step, trainer.update, checkpoint=restored.folder.name)
+    if restored.manifest.get("begins_run"):
+        parent = trainer.run.identity()["parent"]
+        told = {key: parent[key] for key in ("run_id", "checkpoint", "weights_only", "repaired", "fresh")}
+        trainer.records.events.write("branched", trainer.step, trainer.update, **told)
+    else:
+        trainer.records.events.write("resumed", trainer.step, trainer.update, checkpoint=restored.folder.name)
     return True
 
 

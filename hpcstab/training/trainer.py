@@ -108,6 +108,7 @@ class Trainer:
         self.records.write_task(self.task)
         self._was_restored = restore_state(self)
         self._first_step = self.step
+        self.records.status(first_step=self._first_step)
         self.records.events.write("train_start", self.step, self.update, **device_facts(self.device))
         self.records.heartbeat(now=True)
         if self.guarding is not None and not self._was_restored:
