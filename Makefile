@@ -62,9 +62,10 @@ test-slurm: $(READY)  ## tests on real Slurms, four side by side (at most 15 min
 	$(PYTHON) jobs/lab/lab.py install
 	OMP_NUM_THREADS=1 HPCSTAB_REQUIRE_LAB=1 $(VENV)/bin/python -m pytest -n 4 --dist loadgroup -m slurm
 
-bench: $(READY)  ## timings of start-up, status and a hardened step, as printed figures
+bench: $(READY)  ## timings of start-up, status, a hardened step and the doctor's scan, as printed figures
 	$(VENV)/bin/python -m tests.benchmarks.startup
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.benchmarks.step_cost
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.benchmarks.doctor_scan
 
 reports: $(READY)  ## rebuild the reference report under reports/ (tens of minutes)
 	$(HPCSTAB) submit swae3d --scale small --seeds 3-5 --wait
