@@ -16,7 +16,7 @@ _WIDER = {torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.f
 _FIRST_EXPONENT_FP16 = 0x0400
 """The bits of the smallest normal fp16 number."""
 _SAMPLE = 4096
-"""So many values of a piece at most: whether most are subnormal needs no more, and all would cost more than the rest."""
+"""So many values of a piece at most tell whether most are subnormal; all of them would cost more than the rest."""
 
 
 @dataclass

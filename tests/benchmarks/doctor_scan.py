@@ -33,8 +33,10 @@ HEAD = """# What the doctor's scan costs
 Made by `python -m tests.benchmarks.doctor_scan --out {out}`. Each file has {gigabytes:.1f} GB in the page cache.
 `scan` is `hpcstab.doctor.diagnose` in a process that has imported torch: one pass that digests (SHA-256 for a folder of
 hpcstab, CRC for other files of torch.save, nothing for safetensors, which keeps no checksum) and looks at every value.
-Its ratio is to a pass of `hashlib.sha256` over the same file in the same round, the interval a bootstrap of the median.
-`processor` is the same ratio of processor time; `again` that of a second digest, which shows the noise. `memory` is the highest RssAnon during a scan above that before it, in MiB; `command` the seconds of the whole process.
+Its ratio is to a pass of `hashlib.sha256` over the same file in the same round, the interval a bootstrap of the median;
+`processor` is the same ratio of processor time, which a busy machine disturbs less; `again` that of a second digest: the
+noise. `memory` is the highest RssAnon during a scan above that before it, in MiB; `command` the seconds of the whole
+process.
 """
 
 
