@@ -39,6 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"errors", "config", "seeds", "task", "data", "stability"},
     "training": {"errors", "seeds", "config", "metrics", "rundir", "judgement", "task", "stability", "checkpoint"},
     "execute": {*LINE, "data", "checkpoint", "stability", "models", "training"},
+    "rerun": {*LINE, "checkpoint", "doctor", "execute", "training"},
     "launch": {
         "errors",
         "seeds",
@@ -52,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "execute",
     },
     "report": {"errors", "config", "campaign", "identity", "metrics", "rundir", "judgement", "state"},
-    "cli": {*LINE, "data", "doctor", "execute", "launch", "report"},
+    "cli": {*LINE, "data", "doctor", "execute", "rerun", "launch", "report"},
 }
 HEAVY = {"torch", "pandas", "matplotlib", "scipy", "submitit", "PIL", "jinja2"}
 HEAVY_ALLOWED: dict[str, set[str]] = {
@@ -64,6 +65,7 @@ HEAVY_ALLOWED: dict[str, set[str]] = {
     "models": {"torch"},
     "training": {"torch", "PIL"},
     "execute": {"torch"},
+    "rerun": {"torch"},
     "launch": {"submitit"},
     "report": {"pandas", "matplotlib", "scipy", "jinja2"},
     "cli": set(),

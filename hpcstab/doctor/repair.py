@@ -99,7 +99,7 @@ def _instead(ours: Examined, plan: Plan, beside: Path | None) -> list[str]:
 
 def _write(ours: Examined, plan: Plan, out: Path) -> Diagnosis:
     """Write aside, scan what was written, and give it its name where it is healthy."""
-    aside = out.with_name(f".{out.name}.aside.pt")
+    aside = out.with_name(f".{out.name}.pt.aside")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_edited(ours.contents, plan.edits, aside)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,7 @@ class BufferRing:
             for index, buffer in enumerate(current)
             if buffer.is_floating_point() and buffer.numel() and bool(buffer.isfinite().all())
         ]
+        self._areas = _areas(current, self._watched)
 
     @torch.no_grad()
     def keep(self, step: int) -> None:
@@ -61,12 +63,18 @@ class BufferRing:
         current = self.current()
         return {self._names[index]: current[index] for index in self._watched}
 
+    @torch.no_grad()
     def largest(self) -> list[Tensor]:
-        """The largest absolute value of each watched buffer, 0-d: NaN or inf where one of its values is."""
-        if not self._watched:
+        """The largest absolute value of all watched buffers, 0-d: NaN or inf where one is; one for each type.
+
+        By way of a copy into one piece of memory: a norm of every buffer would be a small tensor for each.
+        """
+        if not self._areas:
             return []
         current = self.current()
-        return list(torch._foreach_norm([current[index] for index in self._watched], math.inf))
+        for area in self._areas:
+            torch._foreach_copy_(area.views, [current[index] for index in area.places])
+        return [torch.linalg.vector_norm(area.memory, math.inf) for area in self._areas]
 
     def current(self) -> list[Tensor]:
         """All buffers as they are now, not copied."""
@@ -76,6 +84,26 @@ class BufferRing:
     def _copy(self, source: list[Tensor], target: list[Tensor]) -> None:
         for first, last in self._groups:
             torch._foreach_copy_(target[first:last], source[first:last])
+
+
+@dataclass(frozen=True)
+class _Area:
+    """Memory for the watched buffers of one type, and a view of it for each; ``places`` among all buffers."""
+
+    memory: Tensor
+    views: list[Tensor]
+    places: list[int]
+
+
+def _areas(buffers: list[Tensor], watched: list[int]) -> list[_Area]:
+    areas = []
+    for dtype in dict.fromkeys(buffers[place].dtype for place in watched):
+        places = [place for place in watched if buffers[place].dtype == dtype]
+        memory = torch.zeros(sum(buffers[place].numel() for place in places), dtype=dtype, device=buffers[0].device)
+        parts = torch.split(memory, [buffers[place].numel() for place in places])
+        views = [part.view(buffers[place].shape) for part, place in zip(parts, places, strict=True)]
+        areas.append(_Area(memory, views, places))
+    return areas
 
 
 def _groups(dtypes: list[torch.dtype]) -> list[tuple[int, int]]:

@@ -102,7 +102,7 @@ class Gate:
         device = self._parameters[0].device
         self._clipping = Clipping(max_grad_norm, device)
         self._one = torch.ones((), device=device)
-        self._bounds = torch.full((3 + len(self.buffers.watched()),), _LARGEST, device=device)
+        self._bounds = torch.full((3 + len(self.buffers.largest()),), _LARGEST, device=device)
         self.latch = torch.zeros((), device=device)
         self.max_loss, self.max_norm = self._bounds[0], self._bounds[1]
 
