@@ -34,7 +34,7 @@ Made by `python -m tests.benchmarks.doctor_scan --out {out}`. Each file has {gig
 `scan` is `hpcstab.doctor.diagnose` in a process that has imported torch: one pass that digests (SHA-256 for a folder of
 hpcstab, CRC for other files of torch.save, nothing for safetensors, which keeps no checksum) and looks at every value.
 Its ratio is to a pass of `hashlib.sha256` over the same file in the same round, the interval a bootstrap of the median;
-`processor` is the same ratio of processor time, which a busy machine disturbs less; `again` that of a second digest: its
+`processor` is that ratio in processor time, which a busy machine disturbs less; `again` that of a second digest: the
 noise. `memory` is the highest RssAnon during a scan above that before it, in MiB; `command` the seconds of the whole
 process.
 """
