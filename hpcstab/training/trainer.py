@@ -132,11 +132,11 @@ class Trainer:
             return "stopped", str(stop)
         except Diverged as divergence:
             self.records.events.write("diverged", self.step, self.update, reason=str(divergence))
-            save_state(self)
+            save_state(self, as_evidence=True)
             return "diverged", str(divergence)
         except Halted as halt:
             self.records.events.write("halted", self.step, self.update, reason=str(halt))
-            save_state(self)
+            save_state(self, as_evidence=True)
             return "halted", str(halt)
         except BaseException:
             record_the_rest(self)  # what a crash is looked at for is its last rows
@@ -283,9 +283,9 @@ class Trainer:
             self._save()
 
     def _is_worth_keeping(self) -> bool:
-        """On the cadence of checkpoints, and where an evaluation has just been the best."""
-        is_best = self.step > 0 and (self.records["best"] or {}).get("step") == self.step
-        return is_best or self.cadence.saves_before(self.step)
+        """On the cadence of checkpoints, and where an evaluation has just been the best; for all ranks rank 0's."""
+        is_best = self.ranks.of_first((self.records["best"] or {}).get("step") == self.step)
+        return self.cadence.saves_before(self.step) or (is_best and self.step > 0)
 
     def _save(self) -> None:
         if self.ranks.of_first(max(self.run.attempt_numbers(), default=0)) > self.records.attempt:

@@ -48,12 +48,13 @@ SETTINGS = [
 ]
 HEAD = """# kill -9 at random instants and in the midst of saves
 
-Made by `python -m tests.torture.kill_training --kills {kills} --out {out}` (part of `make torture`):
-rounds of swae3d@cured at scale `tiny` ({steps} steps, a checkpoint every {every}, an evaluation every 5; gate, guards, saves in
-a thread of their own), killed at a random time of its length or while a checkpoint that was drawn before is being
-written, read as any reader would, then resumed to the end. A problem is a file that cannot be read, a checkpoint with a
-name that is not whole, a gap in the history, a status ahead of its rows, a file left aside after the next start, or a
-final state (weights, optimizer, guards) that is not bitwise that of a run that was never killed.
+Made by `python -m tests.torture.kill_training --kills {kills} --out {out}` (part of `make torture`): rounds of
+swae3d@cured at scale `tiny` ({steps} steps, a checkpoint every {every}, an evaluation every 5; gate, guards,
+saves in a thread of their own), killed at a random time of its length or while a checkpoint that was drawn
+before is being written, read as any reader would, then resumed to the end. A problem is a file that cannot be
+read, a checkpoint with a name that is not whole, a gap in the history, a status ahead of its rows, a file left
+aside after the next start, or a final state (weights, optimizer, guards) that is not bitwise that of a run that
+was never killed.
 """
 
 
