@@ -102,10 +102,11 @@ def test_where_nothing_is_left_to_train(parent: RunDir) -> None:
 
 
 def test_a_length_in_epochs_is_counted(parent: RunDir) -> None:
-    """12 training volumes of 8 blocks in batches of 16 are 6 steps an epoch."""
-    with pytest.raises(ConfigError, match=r"at step 6 of 6 nothing .* --set trainer.epochs=2"):
-        plan(parent, settings=("trainer.max_steps=null", "trainer.epochs=1"))
-    assert step_of(parent, "healthy", ("trainer.max_steps=null", "trainer.epochs=2")) == 6
+    """128 training blocks in batches of 32 are 4 steps an epoch."""
+    epochs = ("trainer.max_steps=null", "data.batch_size=32")
+    with pytest.raises(ConfigError, match=r"at step 6 of 4 nothing .* --set trainer.epochs=2"):
+        plan(parent, settings=(*epochs, "trainer.epochs=1"))
+    assert step_of(parent, "healthy", (*epochs, "trainer.epochs=2")) == 6
 
 
 def test_a_run_without_checkpoints(make_run: MakeRun) -> None:
