@@ -50,8 +50,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "state",
         "execute",
     },
+    "explain": {"errors", "config", "metrics", "rundir", "judgement", "state"},
+    "housekeeping": {"errors", "metrics", "rundir", "state", "checkpoint"},
     "report": {"errors", "config", "campaign", "identity", "metrics", "rundir", "judgement", "state"},
-    "cli": {*LINE, "data", "execute", "launch", "report"},
+    "cli": {*LINE, "data", "execute", "launch", "report", "explain", "housekeeping"},
 }
 HEAVY = {"torch", "pandas", "matplotlib", "scipy", "submitit", "PIL", "jinja2"}
 HEAVY_ALLOWED: dict[str, set[str]] = {
@@ -63,6 +65,8 @@ HEAVY_ALLOWED: dict[str, set[str]] = {
     "training": {"torch", "PIL"},
     "execute": {"torch"},
     "launch": {"submitit"},
+    "explain": set(),
+    "housekeeping": set(),
     "report": {"pandas", "matplotlib", "scipy", "jinja2"},
     "cli": set(),
 }

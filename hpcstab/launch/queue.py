@@ -11,7 +11,7 @@ from typing import Any
 
 from hpcstab.errors import RunError
 from hpcstab.launch.answers import scheduler_answers
-from hpcstab.launch.gpu_hours import gpu_hours
+from hpcstab.state.gpu_hours import gpu_hours
 from hpcstab.rundir import RunDir, find_runs, read_json
 from hpcstab.state.answers import Answers
 from hpcstab.state.evidence import OPEN, RESULTS, State, collect, number

@@ -1,0 +1,157 @@
+"""The story of a run: from its facts to an answer, the operation, the checkpoints, the cost and the next command."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hpcstab.explain.causes import Cause
+from hpcstab.explain.commands import commands_for
+from hpcstab.explain.cost import Cost, cost_of
+from hpcstab.explain.ends import ago
+from hpcstab.explain.facts import Facts
+from hpcstab.explain.rules import causes_of
+from hpcstab.explain.story import Section, Story
+from hpcstab.state.evidence import number
+
+_MAX_CHECKPOINTS = 6
+_QUIET = ("waiting", "never_started")
+"""Causes of runs that have no step to tell of."""
+
+
+def story_of_run(facts: Facts) -> Story:
+    """All that one screen needs."""
+    causes = causes_of(facts)
+    cost = cost_of(facts)
+    sections = [section for section in _sections(facts, causes[0], cost) if section.lines]
+    return Story("run", _headline(facts), causes, tuple(sections), commands_for(facts, causes[0]), _figures(facts, cost))
+
+
+def _headline(facts: Facts) -> str:
+    total = number(facts.status.get("total_steps"))
+    at = "" if facts.step is None else f" at step {facts.step}" + (f" of {total:.0f}" if total is not None else "")
+    return f"{facts.run.run_id}: {facts.state.state}{at}, {ago(max(0.0, facts.now - facts.state.time))}"
+
+
+def _sections(facts: Facts, cause: Cause, cost: Cost) -> Iterator[Section]:
+    yield Section("where", tuple(_where(facts)))
+    if facts.replay is not None:
+        yield from _replay_sections(facts.replay)
+    elif facts.no_replay and cause.about.bad_news and cause.name not in _QUIET:
+        yield Section("operation", (f"not known: {facts.no_replay}",))
+    if facts.history:
+        yield Section("learning", tuple(_learning(facts)))
+        yield Section("guarded", tuple(_guarded(facts)))
+    yield Section("saved", tuple(_checkpoints(facts)))
+    yield Section("cost", tuple(_cost(facts, cost)))
+    yield Section("unread", facts.problems)
+
+
+def _where(facts: Facts) -> Iterator[str]:
+    attempt = facts.attempts[-1] if facts.attempts else None
+    if attempt is None:
+        return
+    job = f", job {attempt['job_id']}" if attempt.get("job_id") else ""
+    gpus = f", GPUs {','.join(map(str, attempt['devices']))}" if attempt.get("devices") else ""
+    yield f"attempt {attempt.get('attempt')} of {len(facts.attempts)} on {attempt.get('node', 'an unnamed node')}{job}{gpus}"
+    first = facts.first_nonfinite_step
+    if first is not None:
+        yield f"first value that was not finite: step {first}"
+
+
+def _replay_sections(replay: Mapping[str, Any]) -> Iterator[Section]:
+    creator = replay["creator"]
+    if creator is not None:
+        lines = [f"{creator['operation']}, {creator['direction']}, in {creator['module'] or 'no module of the network'}"]
+        if creator["place"]:
+            lines.append(f"{creator['place']}   {creator['text']}")
+        if replay["cause"]:
+            lines.append(f"{replay['cause']['cause']}: {replay['cause']['text']}")
+        yield Section("operation", tuple(lines))
+    if replay["loss_terms"]:
+        yield Section("loss term", (", ".join(replay["loss_terms"]),))
+    ids = replay["ids"]
+    bad = replay["sample_ids"] or [ids[index] for index in replay["outlier_samples"] if index < len(ids)]
+    guilty = f": {_some(bad)} ({len(bad)} of {len(ids)})" if bad else f" of {len(ids)} samples, no one of them alone"
+    yield Section("batch", (f"step {replay['step']}, epoch {replay['epoch']}{guilty}",))
+    finite = [rerun["question"] for rerun in replay["reruns"] if rerun["finite"]]
+    if finite:
+        yield Section("finite", (f"the step is finite {', and '.join(finite)}",))
+    yield Section("advice", (f"{replay['advice']['verdict']}: {replay['advice']['line']}",))
+
+
+def _learning(facts: Facts) -> Iterator[str]:
+    judged = ((facts.judgement or {}).get("learned") or {}).get("evidence", ())
+    yield f"{facts.answer_of('learned')}: {judged[0] if judged else 'nothing to judge by'}"
+    yield from (line for line in judged[1:] if str(line).startswith("loss "))
+
+
+def _guarded(facts: Facts) -> Iterator[str]:
+    stability = facts.config.get("stability") or {}
+    guards = stability.get("guards")
+    counts = (facts.judgement or {}).get("counts") or {}
+    acted = [f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count]
+    named = guards if isinstance(guards, str) else "on" if guards else "none"
+    yield f"gate {stability.get('gate', 'unknown')}, guards {named}: {', '.join(acted) or 'nothing to do'}"
+    left = [event for event in facts.of("capsule_left_out")]
+    if left:
+        yield f"{len(left)} capsules left out: {left[-1].data.get('reason')}"
+
+
+def _checkpoints(facts: Facts) -> Iterator[str]:
+    if not facts.checkpoints:
+        if facts.history:
+            yield "no checkpoint"
+        return
+    shown = facts.checkpoints[-_MAX_CHECKPOINTS:]
+    width = max(len(each.name) for each in shown)
+    for each in shown:
+        health = "healthy" if each.is_healthy else "SICK   "
+        roles = ", ".join(role for role in each.roles if role != "healthy")
+        how = "" if each.scanned else "by its label"
+        notes = "; ".join(part for part in (roles, each.sick, how) if part)
+        yield f"{each.name:<{width}}  {health}  {size(each.num_bytes):>8}  {notes}".rstrip()
+    if len(facts.checkpoints) > len(shown):
+        yield f"and {len(facts.checkpoints) - len(shown)} older ones"
+
+
+def _cost(facts: Facts, cost: Cost) -> Iterator[str]:
+    if not facts.history or facts.state.state == "completed":
+        return
+    since = f"step {cost.from_step}" if cost.from_step is not None else "the start: nothing healthy was saved"
+    hours = f"{cost.lost_gpu_hours:.2f} GPU-hours" if cost.lost_gpu_hours is not None else f"{cost.seconds:.0f} s, no GPU"
+    yield f"{cost.lost_steps} steps since {since} ({hours})"
+    if cost.useless_steps:
+        yield f"{cost.useless_steps} of all steps ran after the first that was not finite"
+    if cost.gpu_hours is not None:
+        yield f"{cost.gpu_hours:.2f} GPU-hours over all attempts"
+
+
+def _figures(facts: Facts, cost: Cost) -> dict[str, Any]:
+    return {
+        "run_id": facts.run.run_id,
+        "state": facts.state.state,
+        "state_source": facts.state.source,
+        "step": facts.step,
+        "first_nonfinite_step": facts.first_nonfinite_step,
+        "attempts": [dict(attempt) for attempt in facts.attempts],
+        "replay": facts.replay,
+        "no_replay": facts.no_replay or None,
+        "judgement": facts.judgement,
+        "checkpoints": [each.as_json() for each in facts.checkpoints],
+        "cost": cost.as_json(),
+        "problems": list(facts.problems),
+    }
+
+
+def size(num_bytes: float) -> str:
+    """``512 B``, ``61.2 kB``, ``1.4 GB``."""
+    if num_bytes < 1000:
+        return f"{num_bytes:.0f} B"
+    power = min(4, int(math.log10(num_bytes) / 3))
+    return f"{num_bytes / 1000**power:.1f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
