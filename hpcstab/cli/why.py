@@ -33,17 +33,18 @@ def why(
     Exit codes: 0 nothing is wrong (it runs, waits, completed, or was cancelled); 1 bad news; 3 what is there does
     not tell.
     """
+    from hpcstab.explain.look import Asking, look
+    from hpcstab.explain.target import find_target
     from hpcstab.explain.text import story_text
+    from hpcstab.launch.answers import scheduler_answers
 
-    story = _story(target, root, replays, limit_s)
+    found = find_target(target, root)
+    if found.run is not None:
+        scheduler_answers(found.run.path.parents[2])  # Slurm is asked where a job of this root is still open
+    story = look(found, Asking(replays, limit_s))
     if as_json:
         print_json(story.as_json())
     else:
         width = shutil.get_terminal_size((_PIPE_WIDTH, 0)).columns if sys.stdout.isatty() else _PIPE_WIDTH
         print(story_text(story, max(60, min(width, 140))))
     raise typer.Exit(story.exit_code)
-
-
-def _story(target, root, replays, limit_s):
-    from hpcstab.explain.look import look
-    return look(target, root, replays, limit_s)

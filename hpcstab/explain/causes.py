@@ -33,9 +33,11 @@ CauseName = Literal[
     "lost",
     "not_learning",
     "masked",
+    "checkpoint_unusable",
     "waiting",
     "still_running_healthy",
     "completed_healthy",
+    "checkpoint_healthy",
     "unknown",
 ]
 Confidence = Literal["certain", "likely", "guess"]
@@ -112,9 +114,13 @@ CAUSES: dict[CauseName, CauseClass] = {
     "masked": CauseClass(
         "it looks finite because something hides what is not", "the column num_masked, the events step_refused"
     ),
+    "checkpoint_unusable": CauseClass(
+        "a checkpoint is damaged, cannot be read, or would run code", "`hpcstab doctor` on it"
+    ),
     "waiting": CauseClass("it is in the queue", "`hpcstab status`", bad_news=False),
     "still_running_healthy": CauseClass("it runs, and its numbers are fine so far", "`hpcstab status`", bad_news=False),
     "completed_healthy": CauseClass("it completed, and nothing speaks against it", "`hpcstab report`", bad_news=False),
+    "checkpoint_healthy": CauseClass("the doctor found nothing in it", "`hpcstab doctor` on it", bad_news=False),
     "unknown": CauseClass("what is there does not tell", "more of the log, or the run's folder"),
 }
 _ORDER = {name: position for position, name in enumerate(CAUSES)}

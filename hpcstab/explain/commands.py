@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from hpcstab.explain.causes import Cause, CauseName
 from hpcstab.explain.facts import Facts
-from hpcstab.explain.remedies import Remedy, problem_of, remedies_for
+from hpcstab.explain.remedies import Remedy, has_cured, problem_of, remedies_for
 
 DEFAULT_ROOT = Path("runs")
 
@@ -164,8 +165,10 @@ def _start_again(case: _Case) -> list[Command]:
 
 
 def _learning(case: _Case) -> list[Command]:
-    cures = [remedy for remedy in remedies_for(case.facts, "learning") if remedy.kind == "cure"]
-    return [*(case.again(remedy) for remedy in cures[:1]), *_report(case)]
+    facts = case.facts
+    is_cured = facts.identity.get("variant") == "cured"
+    cured = Command(f"hpcstab train {facts.identity.get('model')}@cured{case.size}", "the variant that was found to learn")
+    return [*([cured] if not is_cured and has_cured(facts) else []), *_report(case)]
 
 
 def _report(case: _Case) -> list[Command]:
@@ -218,6 +221,4 @@ def _capsule(facts: Facts) -> bool:
 
 
 def _yaml(value: object) -> str:
-    import json
-
     return value if isinstance(value, str) else json.dumps(value)

@@ -9,6 +9,7 @@ from hpcstab.explain.causes import Cause, Line
 from hpcstab.explain.facts import Facts
 from hpcstab.explain.log_causes import cause_of_error, causes_in_log, shortened
 from hpcstab.explain.rule import Rule, Seen
+from hpcstab.explain.units import ago
 from hpcstab.state.early_end import why_not_started
 from hpcstab.state.evidence import RESULTS, State
 
@@ -152,13 +153,6 @@ def _slurm_line(facts: Facts) -> Line:
 def _state_text(facts: Facts) -> str:
     at = datetime.fromtimestamp(facts.state.time).strftime("%Y-%m-%d %H:%M:%S")
     return f"{facts.state.state} since {at}" + (f", {facts.state.detail}" if facts.state.detail else "")
-
-
-def ago(seconds: float) -> str:
-    """``40 s ago``, ``12 min ago``, ``3.5 h ago``."""
-    if seconds < 100:
-        return f"{seconds:.0f} s ago"
-    return f"{seconds / 60:.0f} min ago" if seconds < 6000 else f"{seconds / 3600:.1f} h ago"
 
 
 def _relative(facts: Facts, path: object) -> str:

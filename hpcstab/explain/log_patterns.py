@@ -75,9 +75,9 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern("disk_full_or_quota", "certain", "the folder is read-only", (b"Read-only file system",)),
     Pattern(
         "missing_module_or_environment",
-        "certain",
+        "likely",
         "Python lacks a package on this node",
-        (b"ModuleNotFoundError: ", b"ImportError: "),
+        (b"ModuleNotFoundError: ", b"ImportError: ", b": No module named "),
     ),
     Pattern(
         "missing_module_or_environment",

@@ -1,26 +1,101 @@
-"""What a target is, and its story: a run, a log, a checkpoint."""
+"""From a target to its story, with whatever other verbs have to be asked on the way."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from hpcstab.explain.ask import Question
+from hpcstab.explain.ask import Asked, Question
+from hpcstab.explain.checkpoint_story import story_of_checkpoint
 from hpcstab.explain.facts import Facts, gather
+from hpcstab.explain.log_scan import scan_log
+from hpcstab.explain.log_story import story_of_log
 from hpcstab.explain.run_story import story_of_run
 from hpcstab.explain.story import Story
-from hpcstab.rundir import RunDir, find_run
+from hpcstab.explain.target import Target
+from hpcstab.rundir import RunDir
+from hpcstab.state.evidence import OPEN
+
+MAX_SCAN_BYTES = 4_000_000_000
+"""The doctor reads the checkpoints of a run on the way up to so many bytes; beyond that their labels have to do."""
 
 
-def look(target: str, root: Path, replays: bool, limit_s: float) -> Story:
-    run = find_run(target, root)
-    return story_of_run(_with_replay(gather(run, time.time()), replays, limit_s))
+@dataclass(frozen=True)
+class Asking:
+    """How much may be asked of other verbs: ``limit_s`` seconds each."""
+
+    replays: bool = True
+    limit_s: float = 60.0
 
 
-def _with_replay(facts: Facts, replays: bool, limit_s: float) -> Facts:
-    capsules = sorted(facts.run.capsules.glob("step_*"))
-    if not capsules:
-        return replace(facts, no_replay="the run has no capsule")
-    asked = Question("replay", str(capsules[0])).wait(limit_s)
-    return replace(facts, replay=asked.answer, no_replay=asked.reason)
+def look(target: Target, asking: Asking) -> Story:
+    """The story of a run, a log or a checkpoint.
+
+    Raises:
+        RunError: it cannot be read.
+    """
+    if target.kind == "log":
+        return story_of_log(scan_log(target.path))
+    if target.kind == "checkpoint":
+        question = Question("doctor", str(target.path))
+        of_run = story_of_run(facts_of(target.run, asking)) if target.run else None
+        return story_of_checkpoint(target.path, _one(question.wait(asking.limit_s)), of_run)
+    assert target.run is not None
+    return story_of_run(facts_of(target.run, asking))
+
+
+def facts_of(run: RunDir, asking: Asking, now: float | None = None) -> Facts:
+    """A run's files, the replay of its first capsule, and the doctor's word on its checkpoints."""
+    facts = gather(run, time.time() if now is None else now)
+    capsule, refusal = _capsule(facts, asking)
+    replay = Question("replay", str(capsule)) if capsule else None
+    doctor = _doctor(facts)
+    if replay is not None:
+        asked = replay.wait(asking.limit_s)
+        facts = replace(facts, replay=asked.answer, no_replay=asked.reason)
+    else:
+        facts = replace(facts, no_replay=refusal)
+    return _with_diagnoses(facts, doctor.wait(asking.limit_s)) if doctor else facts
+
+
+def _capsule(facts: Facts, asking: Asking) -> tuple[Path | None, str]:
+    """The first capsule, since later ones follow from it; or why none is replayed."""
+    found = sorted(facts.run.capsules.glob("step_*"))
+    if not found:
+        left_out = facts.of("capsule_left_out")
+        reason = f": {left_out[0].data.get('reason')}" if left_out else ", no step of it was refused or not finite"
+        return None, f"the run has no capsule{reason}"
+    if not asking.replays:
+        return None, f"not replayed, as asked: `hpcstab replay {found[0]}` does it"
+    return found[0], ""
+
+
+def _doctor(facts: Facts) -> Question | None:
+    """One process for all checkpoints of a run that has ended, while they are few enough bytes."""
+    num_bytes = sum(each.num_bytes for each in facts.checkpoints)
+    if not facts.checkpoints or facts.state.state in OPEN or num_bytes > MAX_SCAN_BYTES:
+        return None
+    return Question("doctor", *(str(facts.run.checkpoints / each.name) for each in facts.checkpoints))
+
+
+def _with_diagnoses(facts: Facts, asked: Asked) -> Facts:
+    by_name = {Path(found["path"]).name: found for found in _entries(asked.answer)}
+    checkpoints = tuple(
+        each.with_diagnosis(by_name[each.name]) if each.name in by_name else each for each in facts.checkpoints
+    )
+    return replace(facts, checkpoints=checkpoints)
+
+
+def _one(asked: Asked) -> Asked:
+    entries = _entries(asked.answer)
+    return Asked(entries[0]) if entries else asked
+
+
+def _entries(answer: Any) -> Sequence[Mapping[str, Any]]:
+    """``hpcstab doctor --json`` prints one diagnosis for each checkpoint."""
+    return [entry for entry in answer if isinstance(entry, dict) and "verdict" in entry] if isinstance(answer, list) else []
+
+

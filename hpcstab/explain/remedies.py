@@ -32,7 +32,10 @@ class Remedy:
 
 
 def remedies_for(facts: Facts, problem: Problem) -> list[Remedy]:
-    """Fixes that the run did not have, cures first; none where its model's YAML is not here."""
+    """Fixes that the run did not have, cures first, those of ``cured`` before all others.
+
+    None where its model's YAML is not here.
+    """
     try:
         file = load_experiment(str(facts.identity.get("model"))).file
     except HpcstabError:
@@ -45,7 +48,16 @@ def remedies_for(facts: Facts, problem: Problem) -> list[Remedy]:
         if fix.kind in ("cure", "limit") and name not in had and _sets(fix.set, wanted)
     ]
     in_cured = set(file.variants.get("cured", ()))
-    return sorted(found, key=lambda remedy: (remedy.kind != "cure", remedy.name not in in_cured))
+    preferred = [remedy for remedy in found if remedy.name in in_cured]
+    return sorted(preferred or found, key=lambda remedy: remedy.kind != "cure")
+
+
+def has_cured(facts: Facts) -> bool:
+    """Whether the model's YAML has a variant ``cured``."""
+    try:
+        return "cured" in load_experiment(str(facts.identity.get("model"))).file.variants
+    except HpcstabError:
+        return False
 
 
 def problem_of(replay: Mapping[str, Any] | None) -> Problem:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from hpcstab.explain.causes import Cause
 from hpcstab.explain.commands import commands_for
 from hpcstab.explain.cost import Cost, cost_of
-from hpcstab.explain.ends import ago
 from hpcstab.explain.facts import Facts
 from hpcstab.explain.rules import causes_of
 from hpcstab.explain.story import Section, Story
+from hpcstab.explain.units import ago, size
 from hpcstab.state.evidence import number
 
 _MAX_CHECKPOINTS = 6
-_QUIET = ("waiting", "never_started")
-"""Causes of runs that have no step to tell of."""
+_REPLAYABLE = (
+    "batchnorm_poisoned",
+    "bad_data",
+    "precision_overflow",
+    "nonfinite_operation",
+    "not_reproducible",
+    "divergence_finite",
+    "evaluation_empty",
+)
+"""Causes that a replay could tell more about."""
 
 
 def story_of_run(facts: Facts) -> Story:
@@ -38,7 +46,7 @@ def _sections(facts: Facts, cause: Cause, cost: Cost) -> Iterator[Section]:
     yield Section("where", tuple(_where(facts)))
     if facts.replay is not None:
         yield from _replay_sections(facts.replay)
-    elif facts.no_replay and cause.about.bad_news and cause.name not in _QUIET:
+    elif facts.no_replay and cause.name in _REPLAYABLE:
         yield Section("operation", (f"not known: {facts.no_replay}",))
     if facts.history:
         yield Section("learning", tuple(_learning(facts)))
@@ -63,22 +71,26 @@ def _where(facts: Facts) -> Iterator[str]:
 def _replay_sections(replay: Mapping[str, Any]) -> Iterator[Section]:
     creator = replay["creator"]
     if creator is not None:
-        lines = [f"{creator['operation']}, {creator['direction']}, in {creator['module'] or 'no module of the network'}"]
+        where = f"in {creator['module']}" if creator["module"] else "outside the network"
+        lines = [f"{creator['operation']}, {creator['direction']}, {where}"]
         if creator["place"]:
-            lines.append(f"{creator['place']}   {creator['text']}")
-        if replay["cause"]:
-            lines.append(f"{replay['cause']['cause']}: {replay['cause']['text']}")
+            lines += [from_here(creator["place"]), f"    {creator['text']}"]
         yield Section("operation", tuple(lines))
     if replay["loss_terms"]:
         yield Section("loss term", (", ".join(replay["loss_terms"]),))
-    ids = replay["ids"]
-    bad = replay["sample_ids"] or [ids[index] for index in replay["outlier_samples"] if index < len(ids)]
-    guilty = f": {_some(bad)} ({len(bad)} of {len(ids)})" if bad else f" of {len(ids)} samples, no one of them alone"
-    yield Section("batch", (f"step {replay['step']}, epoch {replay['epoch']}{guilty}",))
+    yield Section("batch", (_batch(replay),))
     finite = [rerun["question"] for rerun in replay["reruns"] if rerun["finite"]]
-    if finite:
-        yield Section("finite", (f"the step is finite {', and '.join(finite)}",))
+    if finite and replay["kind"] != "none":
+        yield Section("finite", tuple(f"the step is finite {question}" for question in finite))
     yield Section("advice", (f"{replay['advice']['verdict']}: {replay['advice']['line']}",))
+
+
+def _batch(replay: Mapping[str, Any]) -> str:
+    ids, at = replay["ids"], f"step {replay['step']}, epoch {replay['epoch']}"
+    bad = replay["sample_ids"] or [ids[index] for index in replay["outlier_samples"] if index < len(ids)]
+    if not bad:
+        return f"{at}: {len(ids)} samples, not one of them in particular"
+    return f"{at}: {_some(bad)} ({len(bad)} of {len(ids)} samples)"
 
 
 def _learning(facts: Facts) -> Iterator[str]:
@@ -109,11 +121,12 @@ def _checkpoints(facts: Facts) -> Iterator[str]:
     for each in shown:
         health = "healthy" if each.is_healthy else "SICK   "
         roles = ", ".join(role for role in each.roles if role != "healthy")
-        how = "" if each.scanned else "by its label"
-        notes = "; ".join(part for part in (roles, each.sick, how) if part)
+        notes = "; ".join(part for part in (roles, each.sick) if part)
         yield f"{each.name:<{width}}  {health}  {size(each.num_bytes):>8}  {notes}".rstrip()
     if len(facts.checkpoints) > len(shown):
         yield f"and {len(facts.checkpoints) - len(shown)} older ones"
+    if not all(each.scanned for each in facts.checkpoints):
+        yield "as labelled when they were saved; `hpcstab doctor` reads the bytes"
 
 
 def _cost(facts: Facts, cost: Cost) -> Iterator[str]:
@@ -145,13 +158,12 @@ def _figures(facts: Facts, cost: Cost) -> dict[str, Any]:
     }
 
 
-def size(num_bytes: float) -> str:
-    """``512 B``, ``61.2 kB``, ``1.4 GB``."""
-    if num_bytes < 1000:
-        return f"{num_bytes:.0f} B"
-    power = min(4, int(math.log10(num_bytes) / 3))
-    return f"{num_bytes / 1000**power:.1f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
-
-
 def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def from_here(place: str) -> str:
+    """``file:line``, with a file below the working directory as from there."""
+    file, _, line = place.rpartition(":")
+    here = Path.cwd()
+    return f"{Path(file).relative_to(here)}:{line}" if Path(file).is_relative_to(here) else place

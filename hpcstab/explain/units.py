@@ -1,0 +1,20 @@
+"""How sizes and ages are written."""
+
+from __future__ import annotations
+
+import math
+
+
+def size(num_bytes: float) -> str:
+    """``512 B``, ``61.2 kB``, ``1.4 GB``."""
+    if num_bytes < 1000:
+        return f"{num_bytes:.0f} B"
+    power = min(4, int(math.log10(num_bytes) / 3))
+    return f"{num_bytes / 1000**power:.1f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+def ago(seconds: float) -> str:
+    """``40 s ago``, ``12 min ago``, ``3.5 h ago``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s ago"
+    return f"{seconds / 60:.0f} min ago" if seconds < 6000 else f"{seconds / 3600:.1f} h ago"
