@@ -19,6 +19,7 @@ PACKAGE = REPOSITORY / "hpcstab"
 # Torch-free rooms, in order: each may import those left of it.
 LINE = [
     "errors",
+    "units",
     "seeds",
     "config",
     "metrics",
@@ -50,8 +51,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "state",
         "execute",
     },
-    "explain": {"errors", "config", "metrics", "rundir", "judgement", "state"},
-    "housekeeping": {"errors", "metrics", "rundir", "state", "checkpoint"},
+    # reads what a run wrote; other verbs (replay, doctor) are asked in processes of their own
+    "explain": {"errors", "units", "config", "metrics", "rundir", "judgement", "state"},
+    # the only room that removes something of a run; checkpoint, for whether one is whole
+    "housekeeping": {"errors", "rundir", "state", "checkpoint"},
     "report": {"errors", "config", "campaign", "identity", "metrics", "rundir", "judgement", "state"},
     "cli": {*LINE, "data", "execute", "launch", "report", "explain", "housekeeping"},
 }
@@ -70,7 +73,7 @@ HEAVY_ALLOWED: dict[str, set[str]] = {
     "report": {"pandas", "matplotlib", "scipy", "jinja2"},
     "cli": set(),
 }
-ONLY_IN_FUNCTIONS = {("launch", "execute"), ("execute", "training")}
+ONLY_IN_FUNCTIONS = {("launch", "execute"), ("execute", "training"), ("housekeeping", "checkpoint")}
 """Imports that must not happen when the importing module is loaded: they bring torch."""
 
 

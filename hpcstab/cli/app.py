@@ -16,7 +16,7 @@ from typing import NoReturn
 import typer
 
 from hpcstab import __version__
-from hpcstab.cli import cancel, clusters, data, listing, logs, replay, report, show, status, submit, train, why
+from hpcstab.cli import cancel, clusters, data, listing, logs, replay, report, runs, show, status, submit, train, why
 from hpcstab.errors import EXIT_NO_ANSWER, EXIT_OUR_BUG, EXIT_WRONG_REQUEST, HpcstabError
 
 app = typer.Typer(
@@ -53,6 +53,7 @@ app.add_typer(clusters.app, name="clusters")
 app.command("report")(report.report)
 app.command("replay")(replay.replay)
 app.command("why")(why.why)
+app.command("runs")(runs.runs)
 
 
 def main() -> NoReturn:

@@ -1,1 +1,1 @@
-"""Why a run ended as it did, or a log, or a checkpoint: causes from a closed list, each with its evidence; torch-free."""
+"""Why a run, a log or a checkpoint is as it is: causes from a closed list, each with its evidence; torch-free."""

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 
-
 @dataclass(frozen=True)
 class Asked:
     """What a verb answered with ``--json``; None with the reason where it did not."""
@@ -51,5 +50,3 @@ class Question:
         except ValueError:
             said = errors.strip().splitlines() or [f"exit code {code}"]
             return Asked(reason=said[-1].removeprefix("hpcstab: "))
-
-

@@ -12,7 +12,7 @@ from hpcstab.explain.ask import Asked
 from hpcstab.explain.causes import Cause, CauseName, Line
 from hpcstab.explain.commands import Command
 from hpcstab.explain.story import Section, Story
-from hpcstab.explain.units import size
+from hpcstab.units import size
 
 _MAX_FINDINGS = 5
 
@@ -36,7 +36,9 @@ def _headline(path: Path, found: Mapping[str, Any] | None) -> str:
     if found is None:
         return str(path)
     step = f", step {found['step']}" if found.get("step") is not None else ""
-    return f"{path}: {found['verdict']}, {found['kind']}{step}, {found['num_tensors']} tensors, {size(found['num_bytes'])}"
+    return (
+        f"{path}: {found['verdict']}, {found['kind']}{step}, {found['num_tensors']} tensors, {size(found['num_bytes'])}"
+    )
 
 
 def _cause(found: Mapping[str, Any], path: Path) -> Cause:

@@ -45,7 +45,9 @@ class _Case:
     @property
     def size(self) -> str:
         identity = self.facts.identity
-        settings = (f" --set {shlex.quote(f'{key}={_yaml(value)}')}" for key, value in identity.get("overrides", {}).items())
+        settings = (
+            f" --set {shlex.quote(f'{key}={_yaml(value)}')}" for key, value in identity.get("overrides", {}).items()
+        )
         return f" --scale {identity.get('scale')} --seed {identity.get('seed')}{''.join(settings)}"
 
     @property
@@ -131,9 +133,15 @@ def _memory(case: _Case) -> list[Command]:
     if "CUDA" in said or "HIP" in said or "GPU" in said:
         parts = int((case.facts.config.get("trainer") or {}).get("micro_batches") or 1)
         option = f" --set trainer.micro_batches={2 * parts}"
-        return [case.rerun(option, "half the batch at a time, the same gradients")] if case.facts.last_healthy else [
-            Command(f"hpcstab train {case.target}{case.size}{option}", "half the batch at a time, the same gradients")
-        ]
+        return (
+            [case.rerun(option, "half the batch at a time, the same gradients")]
+            if case.facts.last_healthy
+            else [
+                Command(
+                    f"hpcstab train {case.target}{case.size}{option}", "half the batch at a time, the same gradients"
+                )
+            ]
+        )
     return [case.go_on("after mem_gib of the cluster's YAML (jobs/clusters/) was raised")]
 
 
@@ -167,7 +175,9 @@ def _start_again(case: _Case) -> list[Command]:
 def _learning(case: _Case) -> list[Command]:
     facts = case.facts
     is_cured = facts.identity.get("variant") == "cured"
-    cured = Command(f"hpcstab train {facts.identity.get('model')}@cured{case.size}", "the variant that was found to learn")
+    cured = Command(
+        f"hpcstab train {facts.identity.get('model')}@cured{case.size}", "the variant that was found to learn"
+    )
     return [*([cured] if not is_cured and has_cured(facts) else []), *_report(case)]
 
 
@@ -182,7 +192,10 @@ def _status(case: _Case) -> list[Command]:
 def _hanging(case: _Case) -> list[Command]:
     process = (case.facts.seen.attempt or {}).get("process") or {}
     where = f"py-spy dump --pid {process['pid']}" if "pid" in process else "py-spy dump --pid PID"
-    return [Command(where, f"on {process.get('host', 'its node')}: where it waits"), case.go_on("after it was cancelled")]
+    return [
+        Command(where, f"on {process.get('host', 'its node')}: where it waits"),
+        case.go_on("after it was cancelled"),
+    ]
 
 
 _NEXT: dict[CauseName, Callable[[_Case], list[Command]]] = {

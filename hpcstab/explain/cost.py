@@ -1,4 +1,4 @@
-"""What a failure cost: the steps that no checkpoint holds, those after the numbers were useless, and the hours of both."""
+"""What a failure cost: steps that no checkpoint holds, steps after the numbers were useless, and hours."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from hpcstab.state.evidence import number
 
 @dataclass(frozen=True)
 class Cost:
-    """``lost_steps``: since the checkpoint that can be gone on from; ``useless_steps``: since the first that was not
-    finite. ``seconds`` of the steps lost, by metrics.csv; ``gpu_hours`` of all attempts, None where there was no GPU."""
+    """``lost_steps``: since the checkpoint that can be gone on from; ``useless_steps``: since the first that was not finite.
+
+    ``seconds`` are those of the lost steps, by metrics.csv; ``gpu_hours`` of all attempts, None where there was no GPU.
+    """
 
     lost_steps: int
     from_step: int | None

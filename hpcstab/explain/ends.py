@@ -9,9 +9,9 @@ from hpcstab.explain.causes import Cause, Line
 from hpcstab.explain.facts import Facts
 from hpcstab.explain.log_causes import cause_of_error, causes_in_log, shortened
 from hpcstab.explain.rule import Rule, Seen
-from hpcstab.explain.units import ago
 from hpcstab.state.early_end import why_not_started
 from hpcstab.state.evidence import RESULTS, State
+from hpcstab.units import ago
 
 _KILLED = ("0:9", "137:0", "9:0")
 """Exit codes, as accounting has them, of a process that was killed with signal 9."""
@@ -159,5 +159,3 @@ def _relative(facts: Facts, path: object) -> str:
     text = str(path)
     inside = f"{facts.run.path}/"
     return text.removeprefix(inside).rpartition(".submissions/")[2]
-
-

@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 from hpcstab.config import read_yaml_mapping
 from hpcstab.errors import HpcstabError
 from hpcstab.explain.causes import Line
-from hpcstab.explain.checkpoints import CheckpointHealth, checkpoints_of
 from hpcstab.explain.log_scan import LogScan, scan_log
 from hpcstab.judgement import Judgement, judge
 from hpcstab.metrics import read_evals, read_history, read_numbered_events
 from hpcstab.rundir import RunDir, read_attempts
 from hpcstab.state.answers import Scheduled
+from hpcstab.state.checkpoints import CheckpointHealth, checkpoints_of
 from hpcstab.state.evidence import Answer, Evidence, collect, number
 from hpcstab.state.gpu_hours import gpu_hours
 from hpcstab.state.ledger import raw_logs

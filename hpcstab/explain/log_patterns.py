@@ -37,7 +37,14 @@ PATTERNS: tuple[Pattern, ...] = (
         "out_of_memory",
         "certain",
         "the job reached its limit of host memory, and a process of it was killed for that",
-        (b"oom_kill", b"oom-kill", b"OUT_OF_MEMORY", b"OOM Killed", b"Exceeded job memory limit", b"cgroup out of memory"),
+        (
+            b"oom_kill",
+            b"oom-kill",
+            b"OUT_OF_MEMORY",
+            b"OOM Killed",
+            b"Exceeded job memory limit",
+            b"cgroup out of memory",
+        ),
     ),
     Pattern(
         "out_of_memory",
@@ -192,7 +199,9 @@ NONFINITE = re.compile(
 )
 """A name and a value that is not finite: ``loss: nan``, ``train_loss=nan``, ``'loss': nan``, ``"loss": NaN``."""
 IS_TRAINED = re.compile(rb"loss|nll|perplexity|ppl|mse|mae\b|objective|elbo|bce|cost", re.IGNORECASE)
-IS_START_VALUE = re.compile(rb"best|min|lowest|patience|threshold|limit|max|init|^(?:is|or|and|to|no|a)$", re.IGNORECASE)
+IS_START_VALUE = re.compile(
+    rb"best|min|lowest|patience|threshold|limit|max|init|^(?:is|or|and|to|no|a)$", re.IGNORECASE
+)
 """``best_loss: inf`` is what a training starts from; ``loss is nan`` is a sentence."""
 STEP = re.compile(
     rb"(?<![\w.])(?:global_?step|steps?|iter(?:ation)?s?|update)[\"']?\s*[:=#]?\s*[\"'\[(]?\s*(?P<step>\d+)"

@@ -11,7 +11,7 @@ from hpcstab.explain.log_causes import causes_in_log, shortened
 from hpcstab.explain.log_scan import LogScan
 from hpcstab.explain.story import Section, Story
 from hpcstab.explain.tracebacks import first_of_chain
-from hpcstab.explain.units import size
+from hpcstab.units import size
 
 _JOB = re.compile(r"\b(?:JOB|StepId=|STEP|Job|job)[ =]?(\d{2,}(?:_\d+)?)")
 _NEXT: dict[CauseName, tuple[str, str]] = {
@@ -25,8 +25,11 @@ _NEXT: dict[CauseName, tuple[str, str]] = {
         "sacct -j {job} -D -o JobID,State,ExitCode,MaxRSS,ReqMem,NodeList",
         "which memory: the GPU's is CUDA's message, the host's is Slurm's state; then a smaller batch, or more --mem",
     ),
-    "disk_full_or_quota": ("df -h . && quota -s", "make room, then go on from the last checkpoint that `hpcstab doctor` passes"),
-    "hanging": ("sacct -j {job} -D -o JobID,State,ExitCode,NodeList", "which rank ended first; its own log has the reason"),
+    "disk_full_or_quota": ("df -h . && quota -s", "make room, then go on from a checkpoint that `hpcstab doctor` passes"),
+    "hanging": (
+        "sacct -j {job} -D -o JobID,State,ExitCode,NodeList",
+        "which rank ended first; its own log has the reason",
+    ),
     "data_error": ("python -c 'list(DATASET)'", "one pass over the data in one process, without workers"),
 }  # fmt: skip
 _SLURM = ("sacct -j {job} -D -o JobID,State,ExitCode,Elapsed,Timelimit,NodeList", "what Slurm knows of its attempts")
@@ -48,7 +51,9 @@ def _unknown(scan: LogScan) -> Cause:
         else "the log is empty: what died before Python is in the logs of sbatch or submitit"
     )
     last = max(1, scan.num_lines - len(scan.tail) + 1)
-    return Cause("unknown", "certain", reason, tuple(Line(f"{scan.path.name}:{last}-", text) for text in scan.tail[-1:]))
+    return Cause(
+        "unknown", "certain", reason, tuple(Line(f"{scan.path.name}:{last}-", text) for text in scan.tail[-1:])
+    )
 
 
 def _sections(scan: LogScan) -> Iterator[Section]:

@@ -96,6 +96,8 @@ def _one(asked: Asked) -> Asked:
 
 def _entries(answer: Any) -> Sequence[Mapping[str, Any]]:
     """``hpcstab doctor --json`` prints one diagnosis for each checkpoint."""
-    return [entry for entry in answer if isinstance(entry, dict) and "verdict" in entry] if isinstance(answer, list) else []
-
-
+    return (
+        [entry for entry in answer if isinstance(entry, dict) and "verdict" in entry]
+        if isinstance(answer, list)
+        else []
+    )

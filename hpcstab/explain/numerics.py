@@ -101,7 +101,9 @@ def _halted_for(*words: str) -> Callable[[Facts], Seen]:
         halts = [event for event in facts.of("halted") if any(word in _reason(event) for word in words)]
         if not halts or facts.state.state != "halted":
             return None
-        return f"ended by a rule at step {halts[-1].step}: {_reason(halts[-1])}", [halts[-1].evidence(_reason(halts[-1]))]
+        return f"ended by a rule at step {halts[-1].step}: {_reason(halts[-1])}", [
+            halts[-1].evidence(_reason(halts[-1]))
+        ]
 
     return look
 

@@ -12,8 +12,8 @@ from hpcstab.explain.cost import Cost, cost_of
 from hpcstab.explain.facts import Facts
 from hpcstab.explain.rules import causes_of
 from hpcstab.explain.story import Section, Story
-from hpcstab.explain.units import ago, size
 from hpcstab.state.evidence import number
+from hpcstab.units import ago, size
 
 _MAX_CHECKPOINTS = 6
 _REPLAYABLE = (
@@ -33,7 +33,9 @@ def story_of_run(facts: Facts) -> Story:
     causes = causes_of(facts)
     cost = cost_of(facts)
     sections = [section for section in _sections(facts, causes[0], cost) if section.lines]
-    return Story("run", _headline(facts), causes, tuple(sections), commands_for(facts, causes[0]), _figures(facts, cost))
+    return Story(
+        "run", _headline(facts), causes, tuple(sections), commands_for(facts, causes[0]), _figures(facts, cost)
+    )
 
 
 def _headline(facts: Facts) -> str:
@@ -62,7 +64,8 @@ def _where(facts: Facts) -> Iterator[str]:
         return
     job = f", job {attempt['job_id']}" if attempt.get("job_id") else ""
     gpus = f", GPUs {','.join(map(str, attempt['devices']))}" if attempt.get("devices") else ""
-    yield f"attempt {attempt.get('attempt')} of {len(facts.attempts)} on {attempt.get('node', 'an unnamed node')}{job}{gpus}"
+    node = attempt.get("node", "an unnamed node")
+    yield f"attempt {attempt.get('attempt')} of {len(facts.attempts)} on {node}{job}{gpus}"
     first = facts.first_nonfinite_step
     if first is not None:
         yield f"first value that was not finite: step {first}"
@@ -106,7 +109,7 @@ def _guarded(facts: Facts) -> Iterator[str]:
     acted = [f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count]
     named = guards if isinstance(guards, str) else "on" if guards else "none"
     yield f"gate {stability.get('gate', 'unknown')}, guards {named}: {', '.join(acted) or 'nothing to do'}"
-    left = [event for event in facts.of("capsule_left_out")]
+    left = facts.of("capsule_left_out")
     if left:
         yield f"{len(left)} capsules left out: {left[-1].data.get('reason')}"
 
@@ -133,7 +136,9 @@ def _cost(facts: Facts, cost: Cost) -> Iterator[str]:
     if not facts.history or facts.state.state == "completed":
         return
     since = f"step {cost.from_step}" if cost.from_step is not None else "the start: nothing healthy was saved"
-    hours = f"{cost.lost_gpu_hours:.2f} GPU-hours" if cost.lost_gpu_hours is not None else f"{cost.seconds:.0f} s, no GPU"
+    hours = (
+        f"{cost.lost_gpu_hours:.2f} GPU-hours" if cost.lost_gpu_hours is not None else f"{cost.seconds:.0f} s, no GPU"
+    )
     yield f"{cost.lost_steps} steps since {since} ({hours})"
     if cost.useless_steps:
         yield f"{cost.useless_steps} of all steps ran after the first that was not finite"

@@ -75,7 +75,8 @@ class Traceback:
     def own(self) -> Frame | None:
         """The last frame of the user's own code; the very last one where all is a library's."""
         own = [frame for frame in self.frames if not _LIBRARY.search(frame.file)]
-        return (own or list(self.frames) or [None])[-1]
+        shown = own or list(self.frames)
+        return shown[-1] if shown else None
 
     @property
     def cause(self) -> CauseName:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcstab.errors import RunError
-from hpcstab.rundir import RunDir, read_json
+from hpcstab.rundir import RunDir, bytes_below, read_json
 
 _NAME = re.compile(r"step_(\d{8,})(_FIXED\w*)?")
 
@@ -58,17 +58,6 @@ def checkpoints_of(run: RunDir) -> list[CheckpointHealth]:
     return [_health(path, int(match[1]), bool(match[2]), index) for match, path in found if path.is_dir()]
 
 
-def folder_bytes(folder: Path) -> int:
-    """Bytes of all files below a folder; what vanishes meanwhile counts nothing."""
-    total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.lstat().st_size if path.is_file() else 0
-        except OSError:
-            continue
-    return total
-
-
 def _health(folder: Path, step: int, is_fixed: bool, index: Mapping[str, Any]) -> CheckpointHealth:
     sick = ""
     try:
@@ -81,7 +70,9 @@ def _health(folder: Path, step: int, is_fixed: bool, index: Mapping[str, Any]) -
             sick = "its state file is not as long as it was written"
     except (RunError, OSError) as error:
         sick = str(error)
-    return CheckpointHealth(folder.name, step, not sick, sick, _roles(folder.name, index), folder_bytes(folder), is_fixed)
+    return CheckpointHealth(
+        folder.name, step, not sick, sick, _roles(folder.name, index), bytes_below(folder), is_fixed
+    )
 
 
 def _roles(name: str, index: Mapping[str, Any]) -> tuple[str, ...]:
