@@ -28,8 +28,8 @@ def runs(
         typer.Option(
             "--prune",
             metavar="PART",
-            help="checkpoints, capsules, fixed, asides or submissions: remove this from the named runs. May be repeated. checkpoints: all but the newest healthy one and"
-            " the best; submissions: submitit's files of campaigns that have ended.",
+            help="Remove this from the named runs: checkpoints (all but the newest healthy one and the best), capsules,"
+            " fixed, asides, or submissions (submitit's files of campaigns that have ended). May be repeated.",
             show_default=False,
         ),
     ] = None,

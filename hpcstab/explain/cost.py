@@ -12,7 +12,7 @@ from hpcstab.state.evidence import number
 
 @dataclass(frozen=True)
 class Cost:
-    """``lost_steps``: since the checkpoint that can be gone on from; ``useless_steps``: since the first that was not finite.
+    """``lost_steps``: since the checkpoint that can be gone on from; ``useless_steps``: since the first one not finite.
 
     ``seconds`` are those of the lost steps, by metrics.csv; ``gpu_hours`` of all attempts, None where there was no GPU.
     """

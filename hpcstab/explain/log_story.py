@@ -25,7 +25,7 @@ _NEXT: dict[CauseName, tuple[str, str]] = {
         "sacct -j {job} -D -o JobID,State,ExitCode,MaxRSS,ReqMem,NodeList",
         "which memory: the GPU's is CUDA's message, the host's is Slurm's state; then a smaller batch, or more --mem",
     ),
-    "disk_full_or_quota": ("df -h . && quota -s", "make room, then go on from a checkpoint that `hpcstab doctor` passes"),
+    "disk_full_or_quota": ("df -h . && quota -s", "make room, then go on from a checkpoint that the doctor passes"),
     "hanging": (
         "sacct -j {job} -D -o JobID,State,ExitCode,NodeList",
         "which rank ended first; its own log has the reason",

@@ -17,6 +17,7 @@ from hpcstab.explain.run_story import story_of_run
 from hpcstab.explain.story import Story
 from hpcstab.explain.target import Target
 from hpcstab.rundir import RunDir
+from hpcstab.state.checkpoints import CheckpointHealth
 from hpcstab.state.evidence import OPEN
 
 MAX_SCAN_BYTES = 4_000_000_000
@@ -47,12 +48,19 @@ def look(target: Target, asking: Asking) -> Story:
     return story_of_run(facts_of(target.run, asking))
 
 
-def facts_of(run: RunDir, asking: Asking, now: float | None = None) -> Facts:
-    """A run's files, the replay of its first capsule, and the doctor's word on its checkpoints."""
+def facts_of(
+    run: RunDir, asking: Asking, now: float | None = None, checkpoints: tuple[CheckpointHealth, ...] | None = None
+) -> Facts:
+    """A run's files, the replay of its first capsule, and the doctor's word on its checkpoints.
+
+    ``checkpoints``: what is known of them already; then nobody is asked.
+    """
     facts = gather(run, time.time() if now is None else now)
+    if checkpoints is not None:
+        facts = replace(facts, checkpoints=checkpoints)
     capsule, refusal = _capsule(facts, asking)
     replay = Question("replay", str(capsule)) if capsule else None
-    doctor = _doctor(facts)
+    doctor = _doctor(facts) if checkpoints is None else None
     if replay is not None:
         asked = replay.wait(asking.limit_s)
         facts = replace(facts, replay=asked.answer, no_replay=asked.reason)
