@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from hpcstab.housekeeping.listing import RunSize
     from hpcstab.housekeeping.prune import Plan, Prunable
 
+_COLUMNS = ("run", "state", "judged", "healthy", "checkpoints", "capsules", "other", "total")
+
 
 def runs(
     names: Annotated[
@@ -42,7 +44,8 @@ def runs(
 ) -> None:
     """Size and health of every run; --prune removes what is named, never the last healthy checkpoint.
 
-    Healthy is what a checkpoint was labelled when it was saved; before one is counted on, its bytes are verified.
+    judged: stable, or what it was not first (finite, learned, unmasked). healthy: the step of its newest checkpoint
+    that was labelled healthy when it was saved; before --prune counts on one, its bytes are verified.
     """
     from hpcstab.housekeeping.listing import sizes_under
     from hpcstab.launch.answers import scheduler_answers
@@ -51,8 +54,8 @@ def runs(
     if parts:
         from hpcstab.housekeeping.prune import parse_parts
 
-        rows = _named(names or [], root, all_runs)
-        _prune(root, rows, parse_parts(parts), yes=yes, as_json=as_json)
+        wanted = parse_parts(parts)
+        _prune(root, _named(names or [], root, all_runs), wanted, yes=yes, as_json=as_json)
         return
     if all_runs or yes:
         raise ConfigError("--all and --yes belong to --prune PART")
@@ -80,7 +83,7 @@ def _named(names: Sequence[str], root: Path, all_runs: bool) -> list[RunSize]:
 
 
 def _print_sizes(rows: Sequence[RunSize], root: Path) -> None:
-    from hpcstab.housekeeping.listing import QUESTIONS, totals
+    from hpcstab.housekeeping.listing import totals
     from hpcstab.housekeeping.sizes import PARTS
     from hpcstab.units import size
 
@@ -88,22 +91,22 @@ def _print_sizes(rows: Sequence[RunSize], root: Path) -> None:
         print(f"no runs under '{root}'; `hpcstab submit MODEL` makes some")
         return
     total = totals(rows)
-    shown = [part for part in PARTS if total[part]]
     several = len({row.run.path.parts[-3] for row in rows}) > 1
-    columns = ("run", "state", *QUESTIONS, "healthy at", *shown, "total")
     table = [
         (
             row.run.run_id if several else row.run.run_id.partition("/")[2],
             row.state,
-            *(row.answers[question] for question in QUESTIONS),
-            "none" if row.healthy_step is None else f"step {row.healthy_step}",
-            *(size(row.sizes[part]) if row.sizes[part] else "" for part in shown),
+            row.judged,
+            "none" if row.healthy_step is None else str(row.healthy_step),
+            size(row.sizes["checkpoints"] + row.sizes["fixed"]),
+            size(row.sizes["capsules"]),
+            size(row.total - row.sizes["checkpoints"] - row.sizes["fixed"] - row.sizes["capsules"]),
             size(row.total),
         )
         for row in rows
     ]
-    print_table(columns, table)
-    by_part = ", ".join(f"{part} {size(total[part])}" for part in shown)
+    print_table(_COLUMNS, table, folding=("run",))
+    by_part = ", ".join(f"{part} {size(total[part])}" for part in PARTS if total[part])
     print(f"{len(rows)} run{'s' if len(rows) > 1 else ''}, {size(sum(total.values()))}: {by_part}")
 
 

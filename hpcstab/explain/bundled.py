@@ -36,6 +36,7 @@ def story_of_bundle(path: Path, asking: Asking) -> Story:
             raise RunError(f"{path}: is a bundle of version {manifest.get('hpcstab_bundle')}; this hpcstab reads 1")
         sent = json.loads((Path(folder) / "why.json").read_text(encoding="utf-8"))
         run = RunDir(Path(folder) / "runs" / str(manifest["run_id"]))
+        asking = replace(asking, foreign=True)
         facts = facts_of(run, asking, float(manifest["created"]), checkpoints=_checkpoints(sent))
         story = story_of_run(_with_replay_of_sender(facts, sent))
     commands = tuple(Command(entry["line"], entry["why"]) for entry in sent["next"])

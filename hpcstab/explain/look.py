@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hpcstab.errors import RunError
 from hpcstab.explain.ask import Asked, Question
 from hpcstab.explain.checkpoint_story import story_of_checkpoint
 from hpcstab.explain.facts import Facts, gather
@@ -16,7 +17,7 @@ from hpcstab.explain.log_story import story_of_log
 from hpcstab.explain.run_story import story_of_run
 from hpcstab.explain.story import Story
 from hpcstab.explain.target import Target
-from hpcstab.rundir import RunDir
+from hpcstab.rundir import RunDir, read_json
 from hpcstab.state.checkpoints import CheckpointHealth
 from hpcstab.state.evidence import OPEN
 
@@ -26,10 +27,14 @@ MAX_SCAN_BYTES = 4_000_000_000
 
 @dataclass(frozen=True)
 class Asking:
-    """How much may be asked of other verbs: ``limit_s`` seconds each."""
+    """How much may be asked of other verbs: ``limit_s`` seconds each.
+
+    ``foreign``: the files are somebody else's, whose words must not choose which code runs here.
+    """
 
     replays: bool = True
     limit_s: float = 60.0
+    foreign: bool = False
 
 
 def look(target: Target, asking: Asking) -> Story:
@@ -78,7 +83,17 @@ def _capsule(facts: Facts, asking: Asking) -> tuple[Path | None, str]:
         return None, f"the run has no capsule{reason}"
     if not asking.replays:
         return None, f"not replayed, as asked: `hpcstab replay {found[0]}` does it"
+    if asking.foreign and ":" in _model_of(found[0]):
+        return None, "its task is a file of the sender's, and is not run by itself"
     return found[0], ""
+
+
+def _model_of(capsule: Path) -> str:
+    """``module:Task`` or ``file.py:Task`` for a task outside of hpcstab; one that cannot be read counts as such."""
+    try:
+        return str((read_json(capsule / "manifest.json") or {})["model"])
+    except (RunError, KeyError):
+        return ":"
 
 
 def _doctor(facts: Facts) -> Question | None:

@@ -37,6 +37,15 @@ class RunSize:
         return self.state in OPEN
 
     @property
+    def judged(self) -> str:
+        """``stable``, or the first answer that is no, or else unknown."""
+        for answer, words in (("no", "not {}"), ("unknown", "{}?")):
+            found = [question for question in QUESTIONS if self.answers[question] == answer]
+            if found:
+                return words.format(found[0])
+        return "stable"
+
+    @property
     def total(self) -> int:
         return sum(self.sizes.values())
 
