@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"errors", "config", "seeds", "task"},
     "checkpoint": {"errors", "rundir"},
     "stability": {"errors", "metrics", "checkpoint"},
+    "doctor": {"errors", "checkpoint"},
     "models": {"errors", "config", "seeds", "task", "data", "stability"},
     "training": {"errors", "seeds", "config", "metrics", "rundir", "judgement", "task", "stability", "checkpoint"},
     "execute": {*LINE, "data", "checkpoint", "stability", "models", "training"},
@@ -56,7 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # the only room that removes something of a run; checkpoint, for whether one is whole
     "housekeeping": {"errors", "rundir", "state", "checkpoint"},
     "report": {"errors", "config", "campaign", "identity", "metrics", "rundir", "judgement", "state"},
-    "cli": {*LINE, "data", "execute", "launch", "report", "explain", "housekeeping"},
+    "cli": {*LINE, "data", "doctor", "execute", "launch", "report", "explain", "housekeeping"},
 }
 HEAVY = {"torch", "pandas", "matplotlib", "scipy", "submitit", "PIL", "jinja2"}
 HEAVY_ALLOWED: dict[str, set[str]] = {
@@ -64,6 +65,7 @@ HEAVY_ALLOWED: dict[str, set[str]] = {
     "data": {"torch"},
     "checkpoint": {"torch"},
     "stability": {"torch"},
+    "doctor": {"torch"},
     "models": {"torch"},
     "training": {"torch", "PIL"},
     "execute": {"torch"},

@@ -16,7 +16,22 @@ from typing import NoReturn
 import typer
 
 from hpcstab import __version__
-from hpcstab.cli import cancel, clusters, data, listing, logs, replay, report, runs, show, status, submit, train, why
+from hpcstab.cli import (
+    cancel,
+    clusters,
+    data,
+    doctor,
+    listing,
+    logs,
+    replay,
+    report,
+    runs,
+    show,
+    status,
+    submit,
+    train,
+    why,
+)
 from hpcstab.errors import EXIT_NO_ANSWER, EXIT_OUR_BUG, EXIT_WRONG_REQUEST, HpcstabError
 
 app = typer.Typer(
@@ -51,6 +66,7 @@ app.command("logs")(logs.logs)
 app.command("cancel")(cancel.cancel)
 app.add_typer(clusters.app, name="clusters")
 app.command("report")(report.report)
+app.command("doctor")(doctor.doctor)
 app.command("replay")(replay.replay)
 app.command("why")(why.why)
 app.command("runs")(runs.runs)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hpcstab.housekeeping.listing import RunSize
     from hpcstab.housekeeping.prune import Plan, Prunable
 
-_COLUMNS = ("run", "state", "judged", "healthy", "checkpoints", "capsules", "other", "total")
+_COLUMNS = ("run", "state", "judged", "healthy", "checkpoints", "capsules", "total")
 
 
 def runs(
@@ -100,7 +100,6 @@ def _print_sizes(rows: Sequence[RunSize], root: Path) -> None:
             "none" if row.healthy_step is None else str(row.healthy_step),
             size(row.sizes["checkpoints"] + row.sizes["fixed"]),
             size(row.sizes["capsules"]),
-            size(row.total - row.sizes["checkpoints"] - row.sizes["fixed"] - row.sizes["capsules"]),
             size(row.total),
         )
         for row in rows

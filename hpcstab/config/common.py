@@ -138,13 +138,32 @@ class TrainerConfig(Section):
         return self
 
 
+class DataFault(Section):
+    """A fault on purpose: one element of the batch of training step ``step`` is an infinity or a NaN."""
+
+    step: int = Field(ge=0)
+    kind: Literal["inf_pixel", "nan_pixel"]
+
+
 class DataConfig(Section):
-    """Keys of ``data`` that the trainer itself reads."""
+    """Keys of ``data`` that the trainer itself reads.
+
+    ``faults``: where a failure needs a trigger that is not in the data. They are declared in the base, equal in all
+    variants, and reports say so; a gate that refuses such a step hides nothing.
+    """
 
     num_samples: int = Field(ge=2)
     train_split: float = Field(gt=0, lt=1)
     batch_size: int = Field(ge=1)
     num_workers: int = Field(ge=0, json_schema_extra=KEEPS_NUMBERS)
+    faults: Annotated[tuple[DataFault, ...], Strict(False)]
+
+    @model_validator(mode="after")
+    def _one_fault_a_step(self) -> DataConfig:
+        steps = [fault.step for fault in self.faults]
+        if len(set(steps)) < len(steps):
+            raise ValueError(f"data.faults has two faults in one step, got steps {steps}; one a step is allowed")
+        return self
 
 
 class Phase(Section):

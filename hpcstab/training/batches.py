@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from hpcstab.config import DataConfig
 from hpcstab.errors import ConfigError
 from hpcstab.seeds import keyed_seed
 from hpcstab.task import Batch, TaskDataset
+from hpcstab.training.faults import with_fault
 from hpcstab.training.ranks import ALONE, Ranks
 
 
@@ -48,14 +50,14 @@ class EpochOrder(Sampler[list[int]]):
 class TrainingBatches:
     """Batches of a training by step, or a rank's share of them, in an endless row of epochs."""
 
-    def __init__(
-        self, dataset: TaskDataset, batch_size: int, seed: int, num_workers: int, ranks: Ranks = ALONE
-    ) -> None:
+    def __init__(self, dataset: TaskDataset, config: DataConfig, seed: int, ranks: Ranks = ALONE) -> None:
+        batch_size = config.batch_size
         self._ranks = ranks
         self._dataset = dataset
         self._batch_size = batch_size
         self._seed = seed
-        self._num_workers = num_workers
+        self._num_workers = config.num_workers
+        self._faults = {fault.step: fault for fault in config.faults} if ranks.is_first else {}
         self.steps_per_epoch = len(dataset) // batch_size
         if self.steps_per_epoch == 0:
             raise ConfigError(
@@ -68,6 +70,8 @@ class TrainingBatches:
         while True:
             order = self._order(epoch, position)
             for indices, batch in zip(order.batches, self._loader(order, epoch), strict=True):
+                if step in self._faults:
+                    batch = with_fault(batch, self._faults[step])
                 yield StepBatch(step, epoch, tuple(self._dataset.ids[index] for index in indices), batch)
                 step += 1
             epoch, position = epoch + 1, 0

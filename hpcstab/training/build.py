@@ -53,7 +53,7 @@ def build_trainer(  # noqa: PLR0913 - the composition root hands over all parts 
     check_task(task, config, primary)
     network = build_network(task, config, seed, device)
     ranks = join_ranks(config.data.batch_size, config.trainer.micro_batches)
-    batches = TrainingBatches(task.dataset("train"), config.data.batch_size, seed, config.data.num_workers, ranks)
+    batches = TrainingBatches(task.dataset("train"), config.data, seed, ranks)
     cadence = build_cadence(config, batches.steps_per_epoch)
     header = metrics_header(task.loss_term_names, task.diagnostics)
     budget = config.trainer.nonfinite_budget if config.stability.guards is None else None

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -22,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from hpcstab.stability import harden
 from tests.stability.loops import ResNet
 from tests.training.test_gate import same
+from tests.two_processes import one_of_two
 
 NUM_BATCHES = 8
 CASES: dict[str, tuple[int, int, bool]] = {
@@ -87,11 +87,9 @@ def report(rank: int, case: str) -> dict[str, Any]:
 
 
 def main(rank: int, meeting: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    for case in CASES:
-        print(json.dumps({"case": case, **report(rank, case)}))
-    dist.destroy_process_group()
+    with one_of_two(rank, meeting):
+        for case in CASES:
+            print(json.dumps({"case": case, **report(rank, case)}))
 
 
 if __name__ == "__main__":

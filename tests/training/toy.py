@@ -47,7 +47,7 @@ BATCHNORM: dict[str, Any] = {
 
 VALUES: dict[str, Any] = {
     "network": {"batchnorm": False},
-    "data": {"num_samples": 48, "train_split": 0.8, "batch_size": 8, "num_workers": 0},
+    "data": {"num_samples": 48, "train_split": 0.8, "batch_size": 8, "num_workers": 0, "faults": []},
     "losses": {
         "weights": {"mse": 1.0, "size": 0.0},
         "phases": {},

@@ -6,7 +6,6 @@ Prints one JSON line a case: how it ended, and whether the state is bitwise that
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from hpcstab.training.build import build_trainer
 from tests.faults.reference import train_plainly
 from tests.faults.task import FaultTask
 from tests.training.toy import Config, toy_config
+from tests.two_processes import one_of_two
 
 STEP = 9
 COMPARE = {"primary": "error", "margin": 0.01, "horizon_steps": 20, "hierarchy": ["finite"]}
@@ -67,12 +67,9 @@ def config_of(case: Case) -> Config:
 
 
 def main(rank: int, meeting: str, root: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank)}
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    for number, case in enumerate(CASES):
-        print(json.dumps({"case": case.name, **run_case(case, rank, root / f"run{number}")}), flush=True)
-    dist.destroy_process_group()
+    with one_of_two(rank, meeting):
+        for number, case in enumerate(CASES):
+            print(json.dumps({"case": case.name, **run_case(case, rank, root / f"run{number}")}), flush=True)
 
 
 def run_case(case: Case, rank: int, folder: Path) -> dict[str, Any]:
