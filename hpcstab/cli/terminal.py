@@ -7,7 +7,6 @@ import sys
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-
 _MIN_FOLDED = 6
 
 
