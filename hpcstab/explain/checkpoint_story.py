@@ -24,7 +24,8 @@ def story_of_checkpoint(path: Path, asked: Asked, of_run: Story | None) -> Story
         causes: tuple[Cause, ...] = (Cause("unknown", "certain", f"the doctor gave no answer: {asked.reason}"),)
         sections: tuple[Section, ...] = ()
     else:
-        causes, sections = (_cause(found, path),), (Section("doctor", tuple(_findings(found))),)
+        causes = (_cause(found, path),)
+        sections = (Section("doctor", tuple(_findings(found))),) if of_run else ()
     figures: dict[str, Any] = {"path": str(path), "diagnosis": found}
     if of_run is None:
         return Story("checkpoint", _headline(path, found), causes, sections, _commands(path, causes[0]), figures)
@@ -43,7 +44,7 @@ def _headline(path: Path, found: Mapping[str, Any] | None) -> str:
 
 def _cause(found: Mapping[str, Any], path: Path) -> Cause:
     wrong = _wrong(found)
-    lines = tuple(Line(path.name, _text(finding)) for finding in wrong[:_MAX_FINDINGS])
+    lines = tuple(Line(path.name, text) for text in _findings(found))
     if found["verdict"] == "healthy":
         return Cause("checkpoint_healthy", "certain", f"{found['num_values']:,} values, nothing wrong with them")
     return Cause(_name(found["verdict"], wrong), "certain", _text(wrong[0]), lines)

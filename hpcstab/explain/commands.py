@@ -90,7 +90,7 @@ def commands_for(facts: Facts, cause: Cause) -> tuple[Command, ...]:
 def _numbers(case: _Case) -> list[Command]:
     """A cure that makes another network begins anew; what bounds the damage goes on from a healthy checkpoint."""
     facts, found = case.facts, []
-    cures = remedies_for(facts, problem_of(facts.replay)) or remedies_for(facts, "layer")
+    cures = remedies_for(facts, problem_of(facts.replay))
     if cures and not cures[0].keeps_network:
         found.append(case.again(cures[0]))
     keeping = [remedy for remedy in (*cures, *remedies_for(facts, "bounded")) if remedy.keeps_network]
@@ -101,7 +101,7 @@ def _numbers(case: _Case) -> list[Command]:
         found.append(case.again(keeping[0]))
     if not found and facts.last_healthy is not None:
         found.append(case.rerun(" --set stability.gate=closed --set stability.guards=default", "with gate and guards"))
-    if facts.replay is None and _capsule(facts):
+    if facts.replay is None and facts.no_replay.startswith("not replayed"):
         found.append(Command(f"hpcstab replay {case.run}", "who made the first value that is not finite"))
     return found or [Command(f"hpcstab report {facts.identity.get('model')}", "beside the other runs of its model")]
 
@@ -227,10 +227,6 @@ _NEXT: dict[CauseName, Callable[[_Case], list[Command]]] = {
     "completed_healthy": _report,
     "unknown": _look_and_go_on("if it has ended"),
 }
-
-
-def _capsule(facts: Facts) -> bool:
-    return any(facts.run.capsules.glob("step_*"))
 
 
 def _yaml(value: object) -> str:

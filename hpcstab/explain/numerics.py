@@ -55,7 +55,11 @@ def _operation(facts: Facts) -> Seen:
     kinds = ("created", "placed", "uninitialised", "outside", "norm_overflow")
     if replay is None or replay["kind"] not in kinds or replay["advice"]["verdict"] in ("data", "precision"):
         return None
-    return _what_replay_says(replay), [_replay_line(facts, replay)]
+    recorded = [event for event in facts.of("first_nonfinite", "step_refused") if event.step == replay["step"]]
+    return _what_replay_says(replay), [
+        _replay_line(facts, replay),
+        *(each.evidence(_text_of(each)) for each in recorded),
+    ]
 
 
 def _state_before(facts: Facts) -> Seen:

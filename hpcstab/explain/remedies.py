@@ -61,8 +61,8 @@ def has_cured(facts: Facts) -> bool:
 
 
 def problem_of(replay: Mapping[str, Any] | None) -> Problem:
-    """What a replay found to be at fault, in the words of the table; ``bounded`` where it does not say."""
-    verdict = replay["advice"]["verdict"] if replay else ""
+    """What a replay found to be at fault, in the words of the table; a layer where there was none."""
+    verdict = replay["advice"]["verdict"] if replay else "layer"
     return verdict if verdict in _KEYS else "bounded"
 
 
