@@ -112,7 +112,8 @@ def _data(case: _Case) -> list[Command]:
 
 
 def _bounded(case: _Case, why: str, source: str = "healthy") -> list[Command]:
-    if case.facts.last_healthy is None and source == "healthy":
+    is_bounded = (case.facts.config.get("stability") or {}).get("gate") == "closed"
+    if is_bounded or (case.facts.last_healthy is None and source == "healthy"):
         return []
     remedies = remedies_for(case.facts, "bounded")
     options = f" --with {remedies[0].name}" if remedies else " --set stability.gate=closed"

@@ -8,6 +8,7 @@ from typing import Any
 from hpcstab.explain.causes import Line
 from hpcstab.explain.facts import Event, Facts
 from hpcstab.explain.rule import Rule, Seen
+from hpcstab.interventions import declared_fault_steps
 from hpcstab.state.evidence import number
 
 RUNAWAY_FACTOR = 10.0
@@ -39,8 +40,10 @@ def _bad_data(facts: Facts) -> Seen:
     if replay is None or (replay["kind"] != "input" and replay["advice"]["verdict"] != "data"):
         return None
     who = ", ".join(replay["sample_ids"][:3])
-    who = f" (samples {who})" if who else ""
-    return f"the batch of step {replay['step']}{who}: {replay['advice']['line']}", [_replay_line(facts, replay)]
+    who = f" ({who})" if who else ""
+    declared = int(replay["step"]) in declared_fault_steps(facts.config)
+    how = "a fault that data.faults declares" if declared else replay["advice"]["line"]
+    return f"the batch of step {replay['step']}{who}: {how}", [_replay_line(facts, replay)]
 
 
 def _precision(facts: Facts) -> Seen:
@@ -160,10 +163,14 @@ NUMERIC_RULES = (
     Rule("divergence_finite", "certain", _halted_for("spike", "headroom")),
     Rule("divergence_finite", "likely", _ran_away),
     Rule("evaluation_empty", "certain", _no_valid_batch),
+)
+"""What made the numbers useless."""
+USE_RULES = (
     Rule("not_learning", "certain", _halted_for("guard stalled")),
     Rule("not_learning", "certain", _learned_nothing),
     Rule("masked", "certain", _hidden),
 )
+"""What a run that ended is not good for, whatever its numbers are."""
 
 
 def _what_replay_says(replay: Mapping[str, Any]) -> str:

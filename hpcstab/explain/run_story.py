@@ -73,7 +73,9 @@ def _where(facts: Facts) -> Iterator[str]:
 
 def _replay_sections(replay: Mapping[str, Any]) -> Iterator[Section]:
     creator = replay["creator"]
-    if creator is not None:
+    if replay["kind"] == "input":
+        yield Section("operation", ("none: the value was in the batch",))
+    elif creator is not None:
         where = f"in {creator['module']}" if creator["module"] else "outside the network"
         lines = [f"{creator['operation']}, {creator['direction']}, {where}"]
         if creator["place"]:
