@@ -193,16 +193,14 @@ PATTERNS: tuple[Pattern, ...] = (
 
 NONFINITE_NEEDLES = (b"nan", b"NaN", b"NAN", b"inf", b"Inf")
 NONFINITE = re.compile(
-    rb"(?P<name>[A-Za-z_][\w/.-]*)[\"']?\s*[:=\s]\s*[\"']?"
+    rb"(?P<name>[A-Za-z_][\w/.-]*)[\"']?(?P<between>\s*[:=\s]\s*)[\"']?"
     rb"(?P<value>[-+]?(?:nan|inf(?:inity)?))(?:\.0)?(?![\w.])",
     re.IGNORECASE,
 )
-"""A name and a value that is not finite: ``loss: nan``, ``train_loss=nan``, ``'loss': nan``, ``"loss": NaN``."""
+"""A name and a value that is not finite: ``loss: nan``, ``train_loss=nan``, ``"loss": NaN``, ``loss nan``."""
 IS_TRAINED = re.compile(rb"loss|nll|perplexity|ppl|mse|mae\b|objective|elbo|bce|cost", re.IGNORECASE)
-IS_START_VALUE = re.compile(
-    rb"best|min|lowest|patience|threshold|limit|max|init|^(?:is|or|and|to|no|a)$", re.IGNORECASE
-)
-"""``best_loss: inf`` is what a training starts from; ``loss is nan`` is a sentence."""
+IS_START_VALUE = re.compile(rb"best|min|lowest|patience|threshold|limit|max|init", re.IGNORECASE)
+"""``best_loss: inf`` is what a training starts from."""
 STEP = re.compile(
     rb"(?<![\w.])(?:global_?step|steps?|iter(?:ation)?s?|update)[\"']?\s*[:=#]?\s*[\"'\[(]?\s*(?P<step>\d+)"
     rb"|\|\s*(?P<bar>\d+)/\d+ \[",

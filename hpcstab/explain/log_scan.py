@@ -149,7 +149,8 @@ def _look_for_nonfinite(scan: LogScan, block: bytes, offset: int, line: int) -> 
         for found in NONFINITE.finditer(block[start:end]):
             name = found["name"]
             is_trained = bool(IS_TRAINED.search(name))
-            if IS_START_VALUE.search(name) or not (is_trained or scan.nonfinite is None):
+            is_word = not found["between"].strip() and not is_trained  # "returned nan" is a sentence
+            if is_word or IS_START_VALUE.search(name) or not (is_trained or scan.nonfinite is None):
                 continue
             step = _step_near(block[max(0, start - LOOK_BACK_BYTES) : start], block[start:end])
             value = found["value"].decode().lower()

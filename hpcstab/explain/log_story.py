@@ -50,10 +50,8 @@ def _unknown(scan: LogScan) -> Cause:
         if scan.num_bytes
         else "the log is empty: what died before Python is in the logs of sbatch or submitit"
     )
-    last = max(1, scan.num_lines - len(scan.tail) + 1)
-    return Cause(
-        "unknown", "certain", reason, tuple(Line(f"{scan.path.name}:{last}-", text) for text in scan.tail[-1:])
-    )
+    last = tuple(Line(f"{scan.path.name}:{scan.num_lines}", shortened(text)) for text in scan.tail[-1:])
+    return Cause("unknown", "certain", reason, last)
 
 
 def _sections(scan: LogScan) -> Iterator[Section]:

@@ -23,6 +23,7 @@ _LIBRARY_FRAME = (
     "    return forward_call(*args, **kwargs)\n"
 )
 _RAISED = f"Traceback (most recent call last):\n{_USER_FRAME}{_LIBRARY_FRAME}"
+_ENDED = "slurmstepd: error: *** JOB 812345 ON gpua012 CANCELLED AT 2026-11-03T04:11:09"
 _STEPS = "".join(f"step {step}: loss: {2.0 / (step + 1):.4f} lr: 1e-3\n" for step in range(20))
 
 EXCERPTS: dict[str, Excerpt] = {
@@ -58,24 +59,23 @@ EXCERPTS: dict[str, Excerpt] = {
         confidence="likely",
     ),
     "time limit": Excerpt(
-        f"{_STEPS}slurmstepd: error: *** STEP 812345.0 ON gpua012 CANCELLED AT 2026-11-03T04:11:09 DUE TO TIME LIMIT ***\n"
+        f"{_STEPS}{_ENDED} DUE TO TIME LIMIT ***\n"
         "srun: Job step aborted: Waiting up to 32 seconds for job step to finish.\n",
         "time_limit",
         21,
     ),
     "preempted": Excerpt(
-        f"{_STEPS}slurmstepd: error: *** JOB 812345 ON gpua012 CANCELLED AT 2026-11-03T04:11:09 DUE TO PREEMPTION ***\n",
+        f"{_STEPS}{_ENDED} DUE TO PREEMPTION ***\n",
         "preempted",
         21,
     ),
     "node failure": Excerpt(
-        f"{_STEPS}slurmstepd: error: *** JOB 812345 ON gpua012 CANCELLED AT 2026-11-03T04:11:09 DUE TO NODE FAILURE, SEE"
-        " SLURMCTLD LOG FOR DETAILS ***\n",
+        f"{_STEPS}{_ENDED} DUE TO NODE FAILURE, SEE SLURMCTLD LOG FOR DETAILS ***\n",
         "node_failure",
         21,
     ),
     "scancel": Excerpt(
-        f"{_STEPS}slurmstepd: error: *** STEP 812345.0 ON gpua012 CANCELLED AT 2026-11-03T04:11:09 ***\n",
+        f"{_STEPS}{_ENDED} ***\n",
         "cancelled_by_user",
         21,
         confidence="likely",
@@ -94,8 +94,8 @@ EXCERPTS: dict[str, Excerpt] = {
         confidence="likely",
     ),
     "nccl timeout": Excerpt(
-        f"{_STEPS}[rank1]:[E1103 04:11:09.123456789 ProcessGroupNCCL.cpp:632] [Rank 1] Watchdog caught collective operation"
-        " timeout: WorkNCCL(SeqNum=4711, OpType=ALLREDUCE, Timeout(ms)=600000) ran for 600011 milliseconds\n",
+        f"{_STEPS}[rank1]:[E1103 04:11:09.123456789 ProcessGroupNCCL.cpp:632] [Rank 1] Watchdog caught collective"
+        " operation timeout: WorkNCCL(SeqNum=4711, OpType=ALLREDUCE, Timeout(ms)=600000) ran for 600011 milliseconds\n",
         "hanging",
         21,
         confidence="likely",
@@ -144,8 +144,7 @@ EXCERPTS: dict[str, Excerpt] = {
         45,
     ),
     "inf before the end": Excerpt(
-        f"{_STEPS}train_loss=inf step=20\nslurmstepd: error: *** JOB 812345 ON n1 CANCELLED AT 2026-11-03T04:11:09 DUE TO TIME"
-        " LIMIT ***\n",
+        f"{_STEPS}train_loss=inf step=20\n{_ENDED} DUE TO TIME LIMIT ***\n",
         "nonfinite_operation",
         21,
         20,
@@ -156,8 +155,8 @@ EXCERPTS: dict[str, Excerpt] = {
         21,
     ),
     "a chain": Excerpt(
-        f"{_STEPS}{_RAISED}KeyError: 'volume'\n\nDuring handling of the above exception, another exception occurred:\n\n"
-        f"{_RAISED}SystemExit: 1\n",
+        f"{_STEPS}{_RAISED}KeyError: 'volume'\n\n"
+        f"During handling of the above exception, another exception occurred:\n\n{_RAISED}SystemExit: 1\n",
         "crash_in_code",
         21,
     ),

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from hpcstab.state.gpu_hours import gpu_hours
 from hpcstab.rundir import RunDir, create_run_dir, write_json
 from hpcstab.state.evidence import Evidence
+from hpcstab.state.gpu_hours import gpu_hours
 from hpcstab.state.ledger import Job, Ledger, Resources
 
 HOUR = 3600.0
