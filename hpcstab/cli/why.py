@@ -26,6 +26,9 @@ def why(
     replays: Annotated[
         bool, typer.Option("--replay/--no-replay", help="Run the failing step again, where there is a capsule.")
     ] = True,
+    scans: Annotated[
+        bool, typer.Option("--scan/--no-scan", help="Read the run's checkpoints, up to 4 GB of them.")
+    ] = True,
     limit_s: Annotated[
         float, typer.Option("--limit", min=1, metavar="SECONDS", help="So long a replay and a scan may take each.")
     ] = 60.0,
@@ -51,7 +54,7 @@ def why(
     from hpcstab.explain.target import find_target
     from hpcstab.launch.answers import scheduler_answers
 
-    found, asking = find_target(target, root), Asking(replays, limit_s)
+    found, asking = find_target(target, root), Asking(replays, scans, limit_s)
     if found.run is not None:
         scheduler_answers(found.run.path.parents[2])  # Slurm is asked where a job of this root is still open
     if bundle is not None:

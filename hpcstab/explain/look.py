@@ -27,12 +27,13 @@ MAX_SCAN_BYTES = 4_000_000_000
 
 @dataclass(frozen=True)
 class Asking:
-    """How much may be asked of other verbs: ``limit_s`` seconds each.
+    """What may be asked of other verbs (a replay of the capsule, the doctor's scan), ``limit_s`` seconds each.
 
     ``foreign``: the files are somebody else's, whose words must not choose which code runs here.
     """
 
     replays: bool = True
+    scans: bool = True
     limit_s: float = 60.0
     foreign: bool = False
 
@@ -65,7 +66,7 @@ def facts_of(
         facts = replace(facts, checkpoints=checkpoints)
     capsule, refusal = _capsule(facts, asking)
     replay = Question("replay", str(capsule)) if capsule else None
-    doctor = _doctor(facts) if checkpoints is None else None
+    doctor = _doctor(facts) if asking.scans and checkpoints is None else None
     if replay is not None:
         asked = replay.wait(asking.limit_s)
         facts = replace(facts, replay=asked.answer, no_replay=asked.reason)
