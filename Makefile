@@ -67,6 +67,7 @@ test-gpu: $(READY)  ## what can only be seen on a GPU: no step waits for it, the
 
 bench: $(READY)  ## timings of start-up, status and a hardened step, as printed figures
 	$(VENV)/bin/python -m tests.benchmarks.startup
+	$(VENV)/bin/python -m tests.benchmarks.log_scan
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.benchmarks.step_cost
 
 reports: $(READY)  ## rebuild the reference report under reports/ (tens of minutes)

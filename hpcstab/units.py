@@ -1,4 +1,4 @@
-"""How sizes and ages are written."""
+"""How sizes and durations are written."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes / 1000**power:.1f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
-def ago(seconds: float) -> str:
-    """``40 s ago``, ``12 min ago``, ``3.5 h ago``."""
+def duration(seconds: float) -> str:
+    """``40 s``, ``12 min``, ``3.5 h`` or ``2.1 d``."""
     if seconds < 100:
-        return f"{seconds:.0f} s ago"
-    return f"{seconds / 60:.0f} min ago" if seconds < 6000 else f"{seconds / 3600:.1f} h ago"
+        return f"{seconds:.0f} s"
+    if seconds < 100 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 100 * 3600 else f"{seconds / 86400:.1f} d"

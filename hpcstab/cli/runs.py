@@ -12,6 +12,7 @@ import typer
 from hpcstab.cli.options import DEFAULT_ROOT, AsJson, Root
 from hpcstab.cli.terminal import print_json, print_table
 from hpcstab.errors import EXIT_BAD_NEWS, ConfigError, RunError
+from hpcstab.units import size
 
 if TYPE_CHECKING:
     from hpcstab.housekeeping.listing import RunSize
@@ -85,7 +86,6 @@ def _named(names: Sequence[str], root: Path, all_runs: bool) -> list[RunSize]:
 def _print_sizes(rows: Sequence[RunSize], root: Path) -> None:
     from hpcstab.housekeeping.listing import totals
     from hpcstab.housekeeping.sizes import PARTS
-    from hpcstab.units import size
 
     if not rows:
         print(f"no runs under '{root}'; `hpcstab submit MODEL` makes some")
@@ -111,7 +111,6 @@ def _print_sizes(rows: Sequence[RunSize], root: Path) -> None:
 
 def _prune(root: Path, rows: Sequence[RunSize], parts: Sequence[Prunable], *, yes: bool, as_json: bool) -> None:
     from hpcstab.housekeeping.prune import plan_pruning, prune
-    from hpcstab.units import size
 
     plan = plan_pruning(root, rows, parts)
     if not as_json:
@@ -140,7 +139,6 @@ def _prune(root: Path, rows: Sequence[RunSize], parts: Sequence[Prunable], *, ye
 
 
 def _print_plan(plan: Plan) -> None:
-    from hpcstab.units import size
 
     for owner, reason in plan.kept:
         print(f"keep    {owner}: {reason}")

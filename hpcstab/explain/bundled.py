@@ -12,7 +12,7 @@ from typing import Any
 
 from hpcstab.errors import RunError
 from hpcstab.explain.archive import unpack_archive
-from hpcstab.explain.commands import Command
+from hpcstab.explain.case import Command
 from hpcstab.explain.facts import Facts
 from hpcstab.explain.look import Asking, facts_of
 from hpcstab.explain.run_story import story_of_run

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hpcstab.explain.ask import Asked
+from hpcstab.explain.case import Command
 from hpcstab.explain.causes import Cause, CauseName, Line
-from hpcstab.explain.commands import Command
 from hpcstab.explain.story import Section, Story
 from hpcstab.units import size
 

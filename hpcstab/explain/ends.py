@@ -11,7 +11,7 @@ from hpcstab.explain.log_causes import cause_of_error, causes_in_log, shortened
 from hpcstab.explain.rule import Rule, Seen
 from hpcstab.state.early_end import why_not_started
 from hpcstab.state.evidence import RESULTS, State
-from hpcstab.units import ago
+from hpcstab.units import duration
 
 _KILLED = ("0:9", "137:0", "9:0")
 """Exit codes, as accounting has them, of a process that was killed with signal 9."""
@@ -139,15 +139,15 @@ def state_line(facts: Facts) -> Line:
     """What the state of the run rests on, and how old that is."""
     age = max(0.0, facts.now - facts.state.time)
     detail = f", {facts.state.detail}" if facts.state.detail else ""
-    return Line(facts.state.source, f"{facts.state.state}{detail} ({ago(age)})")
+    return Line(facts.state.source, f"{facts.state.state}{detail} ({duration(age)} ago)")
 
 
 def _slurm_line(facts: Facts) -> Line:
     assert facts.scheduled is not None
     answer = facts.scheduled.answer
     code = f", exit code {answer.exit_code}" if answer.exit_code else ""
-    age = ago(max(0.0, facts.now - facts.scheduled.time))
-    return Line(answer.source, f"job {answer.job_id} {answer.state}{code}, asked {age}")
+    age = duration(max(0.0, facts.now - facts.scheduled.time))
+    return Line(answer.source, f"job {answer.job_id} {answer.state}{code}, asked {age} ago")
 
 
 def _state_text(facts: Facts) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from hpcstab.explain.case import Command
 from hpcstab.explain.causes import Cause, CauseName, Line, ranked
-from hpcstab.explain.commands import Command
 from hpcstab.explain.log_causes import causes_in_log, shortened
 from hpcstab.explain.log_scan import LogScan
 from hpcstab.explain.story import Section, Story

@@ -13,7 +13,7 @@ from hpcstab.explain.facts import Facts
 from hpcstab.explain.rules import causes_of
 from hpcstab.explain.story import Section, Story
 from hpcstab.state.evidence import number
-from hpcstab.units import ago, size
+from hpcstab.units import duration, size
 
 _MAX_CHECKPOINTS = 6
 _REPLAYABLE = (
@@ -41,7 +41,7 @@ def story_of_run(facts: Facts) -> Story:
 def _headline(facts: Facts) -> str:
     total = number(facts.status.get("total_steps"))
     at = "" if facts.step is None else f" at step {facts.step}" + (f" of {total:.0f}" if total is not None else "")
-    return f"{facts.run.run_id}: {facts.state.state}{at}, {ago(max(0.0, facts.now - facts.state.time))}"
+    return f"{facts.run.run_id}: {facts.state.state}{at}, {duration(max(0.0, facts.now - facts.state.time))} ago"
 
 
 def _sections(facts: Facts, cause: Cause, cost: Cost) -> Iterator[Section]:

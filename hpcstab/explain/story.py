@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hpcstab.errors import EXIT_BAD_NEWS, EXIT_NO_ANSWER, EXIT_OK
+from hpcstab.explain.case import Command
 from hpcstab.explain.causes import Cause
-from hpcstab.explain.commands import Command
 
 
 @dataclass(frozen=True)

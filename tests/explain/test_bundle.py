@@ -154,7 +154,7 @@ def tar_link(path: Path) -> Path:
 
 HOSTILE: dict[str, Callable[[Path], Path]] = {
     "a zip that climbs out": lambda folder: zip_of(folder / "x.zip", "../outside", b"x"),
-    "a zip with an absolute name": lambda folder: zip_of(folder / "x.zip", "/tmp/hpcstab-outside", b"x"),
+    "a zip with an absolute name": lambda folder: zip_of(folder / "x.zip", f"{folder}/outside", b"x"),
     "a zip with a backslash": lambda folder: zip_of(folder / "x.zip", "runs\\..\\..\\outside", b"x"),
     "a zip with a link": lambda folder: zip_of(folder / "x.zip", "link", b"/etc/passwd", stat.S_IFLNK | 0o777),
     "a tar that climbs out": lambda folder: tar_of(folder / "x.tar.gz", tarfile.TarInfo("a/../../outside"), b"x"),
@@ -175,7 +175,6 @@ def test_nothing_leaves_the_folder_that_it_is_unpacked_to(tmp_path: Path, name: 
     outside = {each for each in tmp_path.rglob("*") if into not in (each, *each.parents)}
     assert {each.name for each in outside} <= {"deep", "x.zip", "x.tar.gz"}
     assert not any(each.is_symlink() for each in into.rglob("*"))
-    assert not Path("/tmp/hpcstab-outside").exists()
 
 
 def test_an_archive_that_unpacks_to_too_much_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
