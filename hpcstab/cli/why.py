@@ -10,13 +10,27 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hpcstab.cli.options import DEFAULT_ROOT, AsJson, Root
-from hpcstab.cli.terminal import print_json
+from hpcstab.cli.terminal import print_json, print_table
 from hpcstab.errors import ConfigError
 
 if TYPE_CHECKING:
     from hpcstab.explain.story import Story
 
 _PIPE_WIDTH = 100
+
+
+def _list_causes(asked: bool) -> None:
+    if not asked:
+        return
+    from hpcstab.explain.causes import CAUSES
+
+    rows = [(name, about.meaning, about.confirm, str(about.exit_code)) for name, about in CAUSES.items()]
+    print_table(
+        ("cause", "what it means", "what makes it certain", "exit"),
+        rows,
+        folding=("what it means", "what makes it certain"),
+    )
+    raise typer.Exit
 
 
 def why(
@@ -38,6 +52,9 @@ def why(
     ] = None,
     keep_names: Annotated[
         bool, typer.Option("--keep-names", help="In a bundle: leave host names, and user names in paths, as they are.")
+    ] = False,
+    causes: Annotated[
+        bool, typer.Option("--causes", callback=_list_causes, is_eager=True, help="List all causes that there are.")
     ] = False,
     as_json: AsJson = False,
     root: Root = DEFAULT_ROOT,

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from hpcstab.errors import EXIT_BAD_NEWS, EXIT_NO_ANSWER, EXIT_OK
+
 CauseName = Literal[
     "batchnorm_poisoned",
     "bad_data",
@@ -46,11 +48,16 @@ CONFIDENCES: tuple[Confidence, ...] = ("certain", "likely", "guess")
 
 @dataclass(frozen=True)
 class CauseClass:
-    """What a cause means, what would make it certain, and whether it is bad news (exit 1)."""
+    """What a cause means, what would make it certain, and what the command ends with."""
 
     meaning: str
     confirm: str
-    bad_news: bool = True
+    exit_code: int = EXIT_BAD_NEWS
+
+    @property
+    def bad_news(self) -> bool:
+        """Something is wrong, or it cannot be told."""
+        return self.exit_code != EXIT_OK
 
 
 CAUSES: dict[CauseName, CauseClass] = {
@@ -97,7 +104,7 @@ CAUSES: dict[CauseName, CauseClass] = {
     "node_failure": CauseClass("the node, or its GPU, failed", "`sacct -j JOB -o State,NodeList`, `sinfo -R`"),
     "preempted": CauseClass("a job of higher priority took the node", "`sacct -j JOB -o State`"),
     "time_limit": CauseClass("the time limit was reached", "`sacct -j JOB -o State,Elapsed,Timelimit`"),
-    "cancelled_by_user": CauseClass("somebody asked it to end", "the ledger's cancel request", bad_news=False),
+    "cancelled_by_user": CauseClass("somebody asked it to end", "the ledger's cancel request", EXIT_OK),
     "stopped_by_signal": CauseClass(
         "a signal ended it that nobody recorded asking for", "`sacct -j JOB`, the log of who shut the machine down"
     ),
@@ -117,11 +124,11 @@ CAUSES: dict[CauseName, CauseClass] = {
     "checkpoint_unusable": CauseClass(
         "a checkpoint is damaged, cannot be read, or would run code", "`hpcstab doctor` on it"
     ),
-    "waiting": CauseClass("it is in the queue", "`hpcstab status`", bad_news=False),
-    "still_running_healthy": CauseClass("it runs, and its numbers are fine so far", "`hpcstab status`", bad_news=False),
-    "completed_healthy": CauseClass("it completed, and nothing speaks against it", "`hpcstab report`", bad_news=False),
-    "checkpoint_healthy": CauseClass("the doctor found nothing in it", "`hpcstab doctor` on it", bad_news=False),
-    "unknown": CauseClass("what is there does not tell", "more of the log, or the run's folder"),
+    "waiting": CauseClass("it is in the queue", "`hpcstab status`", EXIT_OK),
+    "still_running_healthy": CauseClass("it runs, and its numbers are fine so far", "`hpcstab status`", EXIT_OK),
+    "completed_healthy": CauseClass("it completed, and nothing speaks against it", "`hpcstab report`", EXIT_OK),
+    "checkpoint_healthy": CauseClass("the doctor found nothing in it", "`hpcstab doctor` on it", EXIT_OK),
+    "unknown": CauseClass("what is there does not tell", "more of the log, or the run's folder", EXIT_NO_ANSWER),
 }
 _ORDER = {name: position for position, name in enumerate(CAUSES)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import datetime
 
 from hpcstab.explain.causes import Cause, Line
@@ -29,12 +30,18 @@ def causes_of_end(facts: Facts) -> Iterator[Cause]:
             yield known
     if facts.state.state in ("queued", "running") and not _is_silent(facts):
         return
-    for scan in facts.logs[:2]:
+    for scan in facts.logs:
         found = [cause for cause in causes_in_log(scan, _relative(facts, scan.path)) if cause.about.bad_news]
+        if len(facts.attempts) > 1 and not scan.path.is_relative_to(facts.run.path):
+            found = [_less_sure(cause) for cause in found]  # it holds the words of earlier attempts as well
         said |= any(cause.confidence != "guess" for cause in found)
         yield from found
     if facts.error and facts.state.state == "failed" and not said:
         yield Cause("refused", "certain", shortened(facts.error), (Line("status.json", shortened(facts.error)),))
+
+
+def _less_sure(cause: Cause) -> Cause:
+    return replace(cause, confidence="likely") if cause.confidence == "certain" else cause
 
 
 def _state_is(*states: State) -> Callable[[Facts], Seen]:

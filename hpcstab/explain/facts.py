@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 from hpcstab.config import read_yaml_mapping
@@ -41,8 +42,8 @@ class Event:
 class Facts:
     """A run as its files tell it at the Unix time ``now``.
 
-    ``log``: of the newest attempt, else what submitit caught. ``replay``: what ``hpcstab replay --json`` says of the
-    first capsule; where it is None, ``no_replay`` says why. ``problems``: files that could not be read.
+    ``logs``: of the newest attempt, and what submitit caught of all of them. ``replay``: what ``hpcstab replay --json``
+    says of the first capsule; where it is None, ``no_replay`` says why. ``problems``: files that could not be read.
     """
 
     run: RunDir
@@ -117,9 +118,8 @@ def gather(run: RunDir, now: float, written: WrittenDown | None = None) -> Facts
 
     state = answer(seen, now, written.answers)
     status = seen.status or {}
-    logs = [run.log(attempt) for attempt in reversed(run.attempt_numbers())]
+    logs = [run.log(attempt) for attempt in run.attempt_numbers()[-1:]]
     raw = raw_logs(run.path.parents[2], ledger, job) if ledger and job else []
-    existing = [path for path in (*logs, *raw) if path.is_file() and path.stat().st_size]
     return Facts(
         run=run,
         now=now,
@@ -134,10 +134,19 @@ def gather(run: RunDir, now: float, written: WrittenDown | None = None) -> Facts
         evals=tuple(read(lambda: read_evals(run.evals_csv), [])),
         judgement=status.get("judgement") or _as_json(read(lambda: judge(run), None)),
         checkpoints=tuple(checkpoints_of(run)),
-        logs=tuple(scan for path in existing[:3] if (scan := read(lambda path=path: scan_log(path), None))),  # type: ignore[misc]
+        logs=tuple(_scans([*logs, *raw], problems)),
         problems=tuple(dict.fromkeys(problems)),
         gpu_hours=gpu_hours(seen, state.state == "running", now),
     )
+
+
+def _scans(paths: list[Path], problems: list[str]) -> Iterator[LogScan]:
+    for path in paths:
+        try:
+            if path.is_file() and path.stat().st_size:
+                yield scan_log(path)
+        except (HpcstabError, OSError) as error:
+            problems.append(str(error))
 
 
 def _as_json(judgement: Judgement | None) -> Mapping[str, Any] | None:

@@ -17,10 +17,13 @@ from hpcstab.explain.log_story import story_of_log
 from hpcstab.explain.run_story import story_of_run
 from hpcstab.explain.story import Story
 from hpcstab.explain.target import Target
-from hpcstab.rundir import RunDir, read_json
+from hpcstab.rundir import RunDir, bytes_below, read_json
 from hpcstab.state.checkpoints import CheckpointHealth
 from hpcstab.state.evidence import OPEN
+from hpcstab.units import size
 
+MAX_REPLAY_BYTES = 4_000_000_000
+"""A larger step is nothing for a login node, where why is asked as a rule."""
 MAX_SCAN_BYTES = 4_000_000_000
 """The doctor reads the checkpoints of a run on the way up to so many bytes; beyond that their labels have to do."""
 
@@ -84,6 +87,9 @@ def _capsule(facts: Facts, asking: Asking) -> tuple[Path | None, str]:
         return None, f"the run has no capsule{reason}"
     if not asking.replays:
         return None, f"not replayed, as asked: `hpcstab replay {found[0]}` does it"
+    num_bytes = bytes_below(found[0])
+    if num_bytes > MAX_REPLAY_BYTES:
+        return None, f"not replayed, the capsule has {size(num_bytes)}: `hpcstab replay {found[0]}` on a node that can"
     if asking.foreign and ":" in _model_of(found[0]):
         return None, "its task is a file of the sender's, and is not run by itself"
     return found[0], ""

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hpcstab.errors import EXIT_BAD_NEWS, EXIT_NO_ANSWER, EXIT_OK
 from hpcstab.explain.case import Command
 from hpcstab.explain.causes import Cause
 
@@ -33,9 +32,7 @@ class Story:
     @property
     def exit_code(self) -> int:
         """0 nothing is wrong, 1 bad news, 3 what is there does not tell."""
-        if self.causes[0].name == "unknown":
-            return EXIT_NO_ANSWER
-        return EXIT_BAD_NEWS if self.causes[0].about.bad_news else EXIT_OK
+        return self.causes[0].about.exit_code
 
     def as_json(self) -> dict[str, Any]:
         """For programs."""
