@@ -40,6 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"errors", "config", "seeds", "task", "data", "stability"},
     "training": {"errors", "seeds", "config", "metrics", "rundir", "judgement", "task", "stability", "checkpoint"},
     "execute": {*LINE, "data", "checkpoint", "stability", "models", "training"},
+    "rerun": {*LINE, "checkpoint", "doctor", "execute", "training"},
     "launch": {
         "errors",
         "seeds",
@@ -57,7 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # the only room that removes something of a run; checkpoint, for whether one is whole
     "housekeeping": {"errors", "rundir", "state", "checkpoint"},
     "report": {"errors", "config", "campaign", "identity", "metrics", "rundir", "judgement", "state"},
-    "cli": {*LINE, "data", "doctor", "execute", "launch", "report", "explain", "housekeeping"},
+    "cli": {*LINE, "data", "doctor", "execute", "rerun", "launch", "report", "explain", "housekeeping"},
 }
 HEAVY = {"torch", "pandas", "matplotlib", "scipy", "submitit", "PIL", "jinja2"}
 HEAVY_ALLOWED: dict[str, set[str]] = {
@@ -69,6 +70,7 @@ HEAVY_ALLOWED: dict[str, set[str]] = {
     "models": {"torch"},
     "training": {"torch", "PIL"},
     "execute": {"torch"},
+    "rerun": {"torch"},
     "launch": {"submitit"},
     "explain": set(),
     "housekeeping": set(),

@@ -25,6 +25,7 @@ from hpcstab.cli import (
     logs,
     replay,
     report,
+    rerun,
     runs,
     show,
     status,
@@ -65,6 +66,7 @@ app.command("status")(status.status)
 app.command("logs")(logs.logs)
 app.command("cancel")(cancel.cancel)
 app.add_typer(clusters.app, name="clusters")
+app.command("rerun")(rerun.rerun)
 app.command("report")(report.report)
 app.command("doctor")(doctor.doctor)
 app.command("replay")(replay.replay)

@@ -9,7 +9,7 @@ checkpoints_in(Path("runs/m/v/20260101_..."))      # the checkpoints that a path
 from hpcstab.doctor.diagnose import diagnose
 from hpcstab.doctor.findings import Change, Diagnosis, Finding, Repair
 from hpcstab.doctor.paths import checkpoints_in
-from hpcstab.doctor.plan import Reestimate
 from hpcstab.doctor.repair import repair
+from hpcstab.doctor.statistics import Reestimate
 
 __all__ = ["Change", "Diagnosis", "Finding", "Reestimate", "Repair", "checkpoints_in", "diagnose", "repair"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hpcstab.doctor.contents import Contents
@@ -12,7 +13,7 @@ from hpcstab.doctor.paths import checkpoints_in
 from hpcstab.doctor.reading import read_contents
 from hpcstab.doctor.rules import Rules
 from hpcstab.doctor.scan import Scanned, scan
-from hpcstab.doctor.siblings import compare
+from hpcstab.doctor.siblings import compare, told_apart
 from hpcstab.errors import EXIT_WRONG_REQUEST, CheckpointError
 
 _ORDER = {"file": 0, "batchnorm": 1, "weights": 2, "ema": 3, "optimizer": 4, "scaler": 5, "other": 6}
@@ -39,8 +40,9 @@ def diagnose(path: Path, against: Path | None = None) -> Diagnosis:
     examined = examine(path)
     if against is None or examined.diagnosis.verdict == "unreadable":
         return examined.diagnosis
-    found = compare(examined, examine(against))
-    return with_findings(examined.diagnosis, found)
+    sibling = examine(against)
+    found = told_apart(examined.diagnosis.findings, examined, sibling)
+    return replace(examined.diagnosis, findings=_sorted([*found, *compare(examined, sibling)]))
 
 
 def examine(path: Path) -> Examined:
@@ -69,22 +71,15 @@ def examine(path: Path) -> Examined:
                     findings += Rules(layout, scanned.values, file).findings()
         if not tensors and contents.tree is not None:
             findings.append(Finding("no_tensors", "note", "file", "", "holds no tensor"))
-    diagnosis = Diagnosis(meant[0], contents.kind, contents.num_bytes, len(tensors), num_values, contents.step, ())
-    return Examined(contents, layout, with_findings(diagnosis, findings))
-
-
-def with_findings(diagnosis: Diagnosis, more: list[Finding]) -> Diagnosis:
-    """The same with more findings, sorted by part and whether they are notes."""
-    findings = sorted([*diagnosis.findings, *more], key=lambda each: (each.severity == "note", _ORDER[each.part]))
-    return Diagnosis(
-        diagnosis.path,
-        diagnosis.kind,
-        diagnosis.num_bytes,
-        diagnosis.num_tensors,
-        diagnosis.num_values,
-        diagnosis.step,
-        tuple(findings),
+    diagnosis = Diagnosis(
+        meant[0], contents.kind, contents.num_bytes, len(tensors), num_values, contents.step, _sorted(findings)
     )
+    return Examined(contents, layout, diagnosis)
+
+
+def _sorted(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """By part, notes last."""
+    return tuple(sorted(findings, key=lambda each: (each.severity == "note", _ORDER[each.part])))
 
 
 def _scan(contents: Contents, layout: Layout) -> Scanned:

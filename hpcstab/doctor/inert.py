@@ -16,7 +16,8 @@ from typing import Any, BinaryIO, ClassVar
 from hpcstab.doctor.contents import End
 from hpcstab.doctor.rebuilt import REBUILT
 
-_STANDARD = set(sys.stdlib_module_names) | {"__builtin__", "nt", "posix", "copy_reg", "commands", "cPickle", "urllib2"}
+_PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # protocols 0 to 2 name modules so
+_STANDARD = set(sys.stdlib_module_names) | {"nt", "posix", "commands", "cPickle", "urllib2"}
 _PLAIN: dict[str, str] = {
     "pathlib": "PosixPath WindowsPath PurePosixPath PureWindowsPath Path PurePath",
     "pathlib._local": "PosixPath WindowsPath PurePosixPath PureWindowsPath Path PurePath",
@@ -119,7 +120,7 @@ class InertUnpickler(_MACHINE):  # type: ignore[misc]
         self._known: dict[tuple[str, str], Any] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        key = (module, name)
+        key = (module, name) = (_PYTHON_2.get(module, module), name)
         if key not in self._known:
             self._known[key] = REBUILT[key] if key in REBUILT else self._inert(module, name)
         return self._known[key]
@@ -203,4 +204,5 @@ class InertUnpickler(_MACHINE):  # type: ignore[misc]
 
 
 def _is_function(name: str) -> bool:
-    return not name.rpartition(".")[2].lstrip("_")[:1].isupper()
+    last = name.rpartition(".")[2]
+    return not (last.startswith("__pyx_unpickle_") or last.lstrip("_")[:1].isupper())

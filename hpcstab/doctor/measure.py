@@ -47,7 +47,7 @@ class Measured:
         if not piece.numel():
             return
         if piece.is_complex():
-            piece = torch.view_as_real(piece).flatten()
+            piece = piece.abs()  # not finite where one of the two is not
         if piece.dtype in _WIDER:
             piece = piece.float()
         if piece.dtype in (torch.uint16, torch.uint32, torch.uint64, torch.bool):

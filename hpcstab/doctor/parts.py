@@ -61,12 +61,12 @@ class Located:
 class Layout:
     """All tensors of a checkpoint by name, and what else counts.
 
-    ``owned``: the dict of each parameter's optimizer state, by path. ``numbers``: Python floats that a training
-    goes on from (loss scale, learning rates) by path, with their part.
+    ``owned``: for each parameter's optimizer state, by path, the dict that it is in and its key there. ``numbers``:
+    Python floats that a training goes on from (loss scale, learning rates) by path, with their part.
     """
 
     tensors: dict[str, Located] = field(default_factory=dict)
-    owned: dict[str, dict[Any, Any]] = field(default_factory=dict)
+    owned: dict[str, tuple[dict[Any, Any], Any]] = field(default_factory=dict)
     numbers: dict[str, tuple[Part, float]] = field(default_factory=dict)
 
 
@@ -75,8 +75,8 @@ class _Where:
     path: tuple[Key, ...] = ()
     part: Part = "weights"
     owner: str = ""
-    root: int = 0
-    """How many keys of the path lead to the state dict."""
+    root: int | None = None
+    """How many keys of the path lead to the state dict; None outside of one."""
 
     def at(self, key: Any) -> _Where:
         return replace(self, path=(*self.path, key if isinstance(key, int) else str(key)))
@@ -122,6 +122,8 @@ class _Walk:
         if isinstance(value.get("param_groups"), list) and isinstance(value.get("state"), Mapping):
             self._visit_optimizer(value, where)
             return
+        if where.root is None and "_modules" in value:
+            where = replace(where, root=len(where.path))
         if "n_averaged" in value and where.part == "weights":  # torch.optim.swa_utils.AveragedModel
             where = replace(where, part="ema")
         if value.keys() >= _SCALER_KEYS or value.keys() == _LOSS_SCALE_KEYS:
@@ -131,7 +133,7 @@ class _Walk:
         for key, item in value.items():
             inner = where.at(key)
             if isinstance(item, StoredTensor):
-                alone = mixed and not item.shape and not where.root and where.part == "weights"
+                alone = mixed and not item.shape and where.root is None and where.part == "weights"
                 self.visit(item, replace(inner, part="other") if alone else inner)
                 continue
             self.visit(item, replace(inner, part=_part_of(str(key), where), root=_root(inner, item)))
@@ -140,8 +142,7 @@ class _Walk:
         where = replace(where, part="optimizer")
         for key, state in value["state"].items():
             inner = where.at("state").at(key)
-            if isinstance(state, dict):
-                self._layout.owned[inner.name] = state
+            self._layout.owned[inner.name] = (value["state"], key)
             self.visit(state, replace(inner, owner=inner.name))
         for index, group in enumerate(value["param_groups"]):
             if isinstance(group, Mapping):
@@ -154,7 +155,7 @@ class _Walk:
 
     def _add(self, tensor: StoredTensor, where: _Where) -> None:
         part, name = where.part, where.name
-        own = dotted(where.path[where.root :])
+        own = dotted(where.path[where.root or 0 :])
         if part == "weights" and any(_EMA.search(segment) for segment in own.split(".")[:-1]):
             part = "ema"
         last = str(where.path[-1]).rpartition(".")[2] if where.path else ""
@@ -175,13 +176,11 @@ def _part_of(key: str, where: _Where) -> Part:
     return "other" if not where.path and _OTHER.match(key) else "weights"
 
 
-def _root(where: _Where, value: Any) -> int:
-    """A dict with a tensor or a pickled module in it begins the names of a state dict; lists never do."""
-    if where.root or not isinstance(value, Mapping | Inert):
+def _root(where: _Where, value: Any) -> int | None:
+    """A dict with a tensor in it begins the names of a state dict; lists never do."""
+    if where.root is not None or not isinstance(value, Mapping):
         return where.root
-    inside = value.parts() if isinstance(value, Inert) else value
-    begins = any(isinstance(item, StoredTensor) for item in inside.values()) or "_modules" in inside
-    return len(where.path) if begins else 0
+    return len(where.path) if any(isinstance(item, StoredTensor) for item in value.values()) else None
 
 
 def _mark_statistics(layout: Layout) -> None:

@@ -74,8 +74,9 @@ def _first(data: Any, *_: Any) -> Any:
 
 
 def _sparse(_: Any, data: Any) -> dict[str, Any]:
-    names = ("indices", "values") if len(data) == 4 else ("compressed", "plain", "values")
-    return dict(zip(names, data, strict=False))
+    tensors = [each for each in data if isinstance(each, StoredTensor)]
+    names = ("indices", "values") if len(tensors) == 2 else ("compressed", "plain", "values")  # COO, CSR and the like
+    return dict(zip(names, tensors, strict=False))
 
 
 def _of_type(function: Callable[..., Any], _: Any, args: Any, *__: Any) -> Any:
@@ -100,8 +101,8 @@ def _bytes(source: Any = b"", *_: Any) -> bytes:
 
 _BUILTINS = [set, frozenset, list, dict, tuple, int, float, complex, bool, str]
 REBUILT: dict[tuple[str, str], Any] = {
-    **{(module, each.__name__): each for module in ("builtins", "__builtin__") for each in _BUILTINS},
-    **{(module, name): _bytes for module in ("builtins", "__builtin__") for name in ("bytes", "bytearray")},
+    **{("builtins", each.__name__): each for each in _BUILTINS},
+    **{("builtins", name): _bytes for name in ("bytes", "bytearray")},
     **{("torch", name): dtype for name, dtype in _DTYPES.items()},
     **{
         (module, name): dtype
@@ -111,7 +112,6 @@ REBUILT: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): PlainDict,
     ("collections", "defaultdict"): _dict_of_factory,
     ("copyreg", "_reconstructor"): _reconstructor,
-    ("copy_reg", "_reconstructor"): _reconstructor,
     ("_codecs", "encode"): _encode,
     ("torch", "Size"): tuple,
     ("torch._utils", "_rebuild_tensor"): _tensor,

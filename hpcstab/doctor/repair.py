@@ -16,9 +16,11 @@ from hpcstab.checkpoint import read_manifest, write_checkpoint
 from hpcstab.doctor.diagnose import Examined, diagnose, examine
 from hpcstab.doctor.findings import Diagnosis, Repair
 from hpcstab.doctor.paths import fixed_name, is_checkpoint_folder
-from hpcstab.doctor.plan import Plan, Reestimate, make_plan
+from hpcstab.doctor.patient import Plan
+from hpcstab.doctor.plan import make_plan
 from hpcstab.doctor.rewrite import write_edited
 from hpcstab.doctor.sources import healthy_neighbour, opened_sibling
+from hpcstab.doctor.statistics import Reestimate
 from hpcstab.errors import EXIT_WRONG_REQUEST, CheckpointError
 
 _OF_THE_FORMAT = ("format_version", "state_bytes", "state_sha256")

@@ -1,25 +1,25 @@
 """A copy of a file with some of its bytes changed, and nothing else: no pickle is loaded, none is written anew.
 
-New values go where the old ones lie. The state of a parameter is dropped from an optimizer by two bytes behind its
-dict in the pickle: POP and EMPTY_DICT, which put an empty one in its place; all that torch.optim makes of that is a
-state that begins anew.
+New values go where the old ones lie. The state of a parameter is dropped from an optimizer by one more entry at the
+end of the pickled dict of all states: its key again, with an empty dict, and all that torch.optim makes of that is a
+state that begins anew. (What was pickled for it stays in the file, unreachable.)
 """
 
 from __future__ import annotations
 
+import pickle
 import struct
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
 from hpcstab.doctor.contents import Contents, Record, StoredTensor, TensorFile
 
-_POP_AND_EMPTY_DICT = b"0}"
 _COPY_BYTES = 1 << 20
 _LOCAL_HEADER_BYTES = 30
 _ZIP64_EXTRA_BYTES = 20
@@ -49,17 +49,19 @@ class Edits:
         self.instead[contents.pickled.offset + place] = struct.pack(">d", value)
         return True
 
-    def drop(self, contents: Contents, entries: dict[object, object]) -> bool:
-        """Put an empty dict in the place of ``entries``; False where it is not known where they end."""
-        pickled = contents.pickled
+    def empty_entry(self, contents: Contents, entries: dict[Any, Any], key: object) -> bool:
+        """Let ``entries[key]`` be an empty dict; False where it is not known how to write that."""
+        pickled, pickled_key = contents.pickled, _pickled_key(key)
         end = pickled.ends.get(id(entries)) if pickled else None
-        if pickled is None or end is None:
+        if pickled is None or end is None or pickled_key is None:
             return False
-        self.between[pickled.offset + end.place] = _POP_AND_EMPTY_DICT
+        text = pickled_key + pickle.EMPTY_DICT + pickle.SETITEM
+        place = pickled.offset + end.place
+        self.between[place] = self.between.get(place, b"") + text
         if end.frame_length_at is not None:
             at = pickled.offset + end.frame_length_at
             (length,) = struct.unpack("<Q", self.instead.get(at) or _bytes_at(contents, at, 8))
-            self.instead[at] = struct.pack("<Q", length + len(_POP_AND_EMPTY_DICT))
+            self.instead[at] = struct.pack("<Q", length + len(text))
         return True
 
 
@@ -81,7 +83,10 @@ def _write_zip(contents: Contents, edits: Edits, source: BinaryIO, target: Binar
     """The same records in the same order, each aligned as torch does it, so that it can be mapped into memory."""
     with zipfile.ZipFile(source) as original, zipfile.ZipFile(target, "w") as archive:
         for old in original.infolist():
-            record = contents.records[old.filename]
+            record = contents.records.get(old.filename)
+            if record is None:  # compressed: code of a TorchScript archive, no tensor
+                archive.writestr(old, original.read(old), old.compress_type)
+                continue
             new = zipfile.ZipInfo(old.filename, old.date_time)
             large = record.num_bytes >= _NEEDS_ZIP64
             before = target.tell() + _LOCAL_HEADER_BYTES + len(old.filename.encode()) + (large and _ZIP64_EXTRA_BYTES)
@@ -113,6 +118,16 @@ def _overwritten(source: BinaryIO, start: int, end: int, edits: Edits) -> Iterat
                 piece[first - start : last - start] = text[first - place : last - place]
         start += len(piece)
         yield bytes(piece)
+
+
+def _pickled_key(key: object) -> bytes | None:
+    """In the opcodes that torch's weights_only reader knows."""
+    if isinstance(key, int):
+        return pickle.BININT + struct.pack("<i", key)
+    if isinstance(key, str):
+        text = key.encode()
+        return pickle.BINUNICODE + struct.pack("<I", len(text)) + text
+    return None
 
 
 def _bytes_at(contents: Contents, place: int, num_bytes: int) -> bytes:

@@ -16,8 +16,6 @@ from hpcstab.doctor.findings import Finding, Part, Severity
 from hpcstab.doctor.measure import Measured
 from hpcstab.doctor.parts import Layout, Located
 
-MASK_FRACTION = 0.05
-"""So much -Inf, and neither NaN nor +Inf: a mask. An overflow meets both signs, and is NaN a step later."""
 ABSURD = 2.0**64
 """Squared it leaves fp32: no norm, no moment and no weight decay can be computed of it."""
 LARGE = 2.0**24
@@ -27,7 +25,7 @@ LARGE_BESIDE_OTHERS = 1e4
 FP16_EDGE = 65504.0 / 2
 """One doubling from Inf."""
 SUBNORMAL_FRACTION = 0.5
-_SERIOUS: tuple[Part, ...] = ("batchnorm", "weights", "ema", "optimizer", "scaler")
+_ROUNDING = 1e-3
 
 
 class Rules:
@@ -79,8 +77,8 @@ class Rules:
             return self._finding("untouched", located, values, f"{text}: an observer that has seen nothing yet", "note")
         if located.part == "other":
             return self._finding("inf" if not values.num_nan else "nan", located, values, text, "note")
-        if located.part == "weights" and only_minus and values.num_minus_inf >= MASK_FRACTION * values.num_values:
-            return self._finding("mask", located, values, f"{text}: taken for a mask", "note")
+        if located.part in ("weights", "ema") and only_minus and is_infinite_by_nature(self._file.read(located.tensor)):
+            return self._finding("mask", located, values, f"{text}: a mask, or logarithms of probabilities", "note")
         code = "nan" if values.num_nan else "inf"
         assert values.first_nonfinite is not None
         first = located.tensor.index_of(values.first_nonfinite)
@@ -169,6 +167,23 @@ class Rules:
             "first_index": first_index,
         }
         return Finding(code, severity, located.part, located.name, text, **counts)
+
+
+def is_infinite_by_nature(values: Tensor) -> bool:
+    """Whether a tensor whose only non-finite values are -Inf was made so.
+
+    It adds 0 or -Inf; or all above or all below a diagonal is -Inf (causal masks, with or without slopes); or it is the
+    logarithm of probabilities that add up to 1. A weight that has gone to -Inf is none of these.
+    """
+    banned = values == -math.inf
+    if int(banned.sum()) > 1 and not bool(values[~banned].any()):
+        return True
+    if values.dim() >= 2 and values.shape[-1] > 1 and values.shape[-2] > 1:
+        everywhere = torch.ones_like(banned)
+        if any(bool((banned == shape).all()) for shape in (everywhere.triu(1), everywhere.tril(-1))):
+            return True
+    total = values.double().exp().sum(-1) if values.dim() else values.new_zeros(1)
+    return bool((total - 1).abs().max() < _ROUNDING)
 
 
 def _finite_magnitude(values: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hpcstab.doctor.contents import TensorFile
@@ -41,7 +42,7 @@ def compare(ours: Examined, sibling: Examined) -> list[Finding]:
     """What ``ours`` lacks, has too many of, or has in another shape than its sibling, and what has drifted away."""
     pairs = partners(ours.layout.tensors, sibling.layout.tensors)
     found = list(_names(ours, sibling, pairs))
-    sick = {finding.name for finding in sibling.diagnosis.sick} | {finding.name for finding in ours.diagnosis.sick}
+    sick = {finding.name for finding in (*sibling.diagnosis.sick, *ours.diagnosis.sick)}
     if sibling.diagnosis.verdict in ("unreadable", "unsafe"):
         text = f"the sibling {sibling.diagnosis.path} is {sibling.diagnosis.verdict}: nothing is compared with it"
         return [Finding("sibling", "note", "file", "", text)]
@@ -55,6 +56,18 @@ def compare(ours: Examined, sibling: Examined) -> list[Finding]:
                 text = f"moved by {moved:.3g} times its own norm away from the sibling"
                 found.append(Finding("drift", "note", located.part, name, text, located.tensor.num_values))
     return found
+
+
+def told_apart(findings: Iterable[Finding], ours: Examined, sibling: Examined) -> list[Finding]:
+    """The same findings, with a word where the sibling's values of the tensor are finite."""
+    pairs = partners(ours.layout.tensors, sibling.layout.tensors)
+    theirs = {finding.name for finding in sibling.diagnosis.sick}
+    return [
+        replace(finding, text=f"{finding.text}; finite in the sibling")
+        if finding.code in ("nan", "inf") and finding.name in pairs and pairs[finding.name].name not in theirs
+        else finding
+        for finding in findings
+    ]
 
 
 def relative_distance(our_file: TensorFile, ours: Located, their_file: TensorFile, theirs: Located) -> float:

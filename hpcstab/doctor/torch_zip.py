@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import torch
 
 from hpcstab.doctor.contents import Contents, Record
 from hpcstab.doctor.pickled import Trouble, read_pickle
 from hpcstab.doctor.recognise import unreadable
 
 _LOCAL_HEADER_BYTES = 30
+_BROKEN = (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, OverflowError, struct.error)
+"""All that zipfile raises for a table of contents with a flipped bit."""
 
 
 def read_zip(path: Path) -> Contents:
@@ -22,16 +28,18 @@ def read_zip(path: Path) -> Contents:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
             for entry in entries:
-                record = _record(file, entry)
-                contents.records[record.name] = record
-            name = next((n for n in contents.records if n.endswith("/data.pkl") or n == "data.pkl"), None)
+                if entry.compress_type == zipfile.ZIP_STORED:  # TorchScript compresses its code
+                    contents.records[entry.filename] = _record(file, entry)
+            names = (entry.filename for entry in entries)
+            name = next((n for n in names if n.endswith("/data.pkl") or n == "data.pkl"), None)
             if name is None:
                 contents.findings.append(
                     unreadable("no_pickle", "is a zip archive without data.pkl: not of torch.save")
                 )
                 return contents
             _read_description(contents, file, name)
-    except zipfile.BadZipFile as error:
+        _ask_torch(path, [entry.filename.removeprefix(name.removesuffix("data.pkl")) for entry in entries])
+    except _BROKEN as error:
         text = f"is cut off or damaged: its table of contents, at the end of the file, is not there ({error})"
         contents.findings.append(unreadable("truncated", text))
     except Trouble as trouble:
@@ -39,15 +47,19 @@ def read_zip(path: Path) -> Contents:
     return contents
 
 
+def _ask_torch(path: Path, names: Sequence[str]) -> None:
+    """torch checks more of the table of contents than Python does, and what it refuses nobody can load."""
+    try:
+        reader: Any = torch._C.PyTorchFileReader(str(path))
+        for name in names:
+            reader.get_record_offset(name)
+    except RuntimeError as error:
+        reason = str(error).partition(". ")[0]
+        raise Trouble(unreadable("damaged_header", f"its table of contents is damaged ({reason})")) from None
+
+
 def _record(file: BinaryIO, entry: zipfile.ZipInfo) -> Record:
     """Where the bytes of an entry begin: the header before them has a name and padding of its own length."""
-    if entry.compress_type != zipfile.ZIP_STORED:
-        raise Trouble(
-            unreadable(
-                "compressed",
-                "is a zip with compressed records, which torch.save does not write: load it and save it again",
-            )
-        )
     file.seek(entry.header_offset)
     header = file.read(_LOCAL_HEADER_BYTES)
     name_bytes, extra_bytes = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
@@ -64,6 +76,9 @@ def _read_description(contents: Contents, file: BinaryIO, name: str) -> None:
         raise Trouble(unreadable("big_endian", "was written on a big-endian machine: load and save it again there"))
     if f"{root}constants.pkl" in contents.records:
         contents.kind = "TorchScript archive"
+    if name not in contents.records:
+        text = "was packed anew with compression, which torch.save does not use: load it and save it again"
+        raise Trouble(unreadable("compressed", text))
     record = contents.records[name]
     pickled = read_pickle(io.BytesIO(_bytes(file, record)), lambda key: f"{root}data/{key}")
     contents.tree = pickled.tree

@@ -28,7 +28,7 @@ def table(text: str) -> list[list[str]]:
 def test_help_lists_the_verbs() -> None:
     done = hpcstab("--help")
     assert done.returncode == 0
-    verbs = "list show data train submit status logs cancel clusters report doctor replay why runs"
+    verbs = "list show data train submit status logs cancel clusters rerun report doctor replay why runs"
     for verb in verbs.split():
         assert f" {verb} " in done.stdout
     assert hpcstab().stdout == done.stdout
