@@ -64,6 +64,15 @@ def _slurm_says(*words: str) -> Callable[[Facts], Seen]:
     return look
 
 
+def _saves_failed(facts: Facts) -> Seen:
+    """The training goes on without them, until something else cannot be written."""
+    failed = facts.of("checkpoint_failed")
+    if not failed or facts.state.state in RESULTS:
+        return None
+    reason = f"{len(failed)} checkpoints could not be saved, the last at step {failed[-1].step}"
+    return reason, [failed[-1].evidence(str(failed[-1].data.get("reason")))]
+
+
 def _killed_by_nine(facts: Facts) -> Seen:
     scheduled = facts.scheduled
     if scheduled is None or scheduled.answer.exit_code not in _KILLED or facts.state.state in RESULTS:
@@ -118,6 +127,7 @@ END_RULES = (
     Rule("out_of_memory", "certain", _slurm_says("OUT_OF_MEMORY")),
     Rule("out_of_memory", "likely", _killed_by_nine),
     Rule("out_of_memory", "guess", _vanished),
+    Rule("disk_full_or_quota", "likely", _saves_failed),
     Rule("node_failure", "certain", _slurm_says("NODE_FAIL", "BOOT_FAIL")),
     Rule("preempted", "certain", _state_is("preempted")),
     Rule("time_limit", "certain", _state_is("timeout")),

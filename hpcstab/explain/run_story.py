@@ -130,6 +130,9 @@ def _checkpoints(facts: Facts) -> Iterator[str]:
         yield f"{each.name:<{width}}  {health}  {size(each.num_bytes):>8}  {notes}".rstrip()
     if len(facts.checkpoints) > len(shown):
         yield f"and {len(facts.checkpoints) - len(shown)} older ones"
+    failed = facts.of("checkpoint_failed")
+    if failed:
+        yield f"{len(failed)} saves failed, the last at step {failed[-1].step}: {failed[-1].data.get('reason')}"
     if not all(each.scanned for each in facts.checkpoints):
         yield "as labelled when they were saved; `hpcstab doctor` reads the bytes"
 

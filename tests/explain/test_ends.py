@@ -16,6 +16,7 @@ from hpcstab.explain.run_story import story_of_run
 from hpcstab.explain.story import Story
 from hpcstab.explain.text import story_text
 from hpcstab.launch.ledger import write_ledger
+from hpcstab.metrics import EventLog
 from hpcstab.rundir import RunDir, write_json
 from hpcstab.state.answers import Answers, JobAnswer, Scheduled, write_answers
 from hpcstab.state.ledger import Job, Ledger, Resources, Slurm, ledger_path, submission_folder
@@ -147,3 +148,13 @@ def test_every_cause_has_a_meaning_a_way_to_be_sure_and_a_command() -> None:
     assert set(_NEXT) == set(CAUSES) - of_checkpoints
     assert all(about.meaning and about.confirm for about in CAUSES.values())
     assert {rule.cause for rule in (*NUMERIC_RULES, *USE_RULES)} <= set(CAUSES)
+
+
+def test_saves_that_failed_are_told(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs", state="lost", steps=20)
+    events = EventLog(run.events_jsonl, attempt=1)
+    events.write("checkpoint_failed", 10, 10, reason="No space left on device")
+    events.close()
+    story = told(run)
+    assert story.causes[0].name == "disk_full_or_quota"
+    assert story.causes[0].evidence[0].source == "events.jsonl:2"

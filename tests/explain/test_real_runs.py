@@ -45,7 +45,7 @@ def with_code(run: RunDir, tmp_path: Path, *body: str) -> RunDir:
 
 def test_a_diverged_run_names_the_operation_and_the_cure(diverged: RunDir) -> None:
     """With the replay of its capsule, in a process of its own, and the doctor's word on its checkpoints."""
-    story = told(diverged, Asking())
+    story = told(diverged, Asking(limit_s=300))
     first = story.causes[0]
     assert (first.name, first.confidence, story.exit_code) == ("nonfinite_operation", "certain", 1)
     assert first.reason.startswith("rsqrt in encoder.features.5 made the first non-finite value of step 1, domain")
@@ -85,7 +85,7 @@ def test_a_cured_run_has_nothing_wrong_with_its_numbers(train_run: MakeRun) -> N
 def test_poisoned_statistics(train_run: MakeRun) -> None:
     """One bad batch, left out by the loop, whose statistics stayed: the weights are fine, and no evaluation works."""
     run = train_run(variant="after", settings=["trainer.max_steps=12", "stability.gate=step_only", FAULT])
-    story = told(run, Asking(replays=False))
+    story = told(run, Asking(replays=False, limit_s=300))
     assert (story.causes[0].name, story.causes[0].confidence) == ("batchnorm_poisoned", "certain")
     assert "running_mean" in story.causes[0].reason
     sick, healthy = story.as_json()["checkpoints"][-1], story.as_json()["checkpoints"][0]
@@ -102,7 +102,7 @@ def test_the_same_batch_under_a_gate_costs_nothing(train_run: MakeRun) -> None:
 
 def test_bad_data_are_named_by_sample(train_run: MakeRun) -> None:
     run = train_run(variant="after", settings=["trainer.max_steps=12", FAULT])
-    story = told(run, Asking(scans=False))
+    story = told(run, Asking(scans=False, limit_s=300))
     assert (story.causes[0].name, story.causes[0].confidence) == ("bad_data", "certain")
     assert "a fault that data.faults declares" in story.causes[0].reason
     assert "(1 of 16 samples)" in story_text(story)
