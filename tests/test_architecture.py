@@ -54,7 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "execute",
     },
     # reads what a run wrote; other verbs (replay, doctor) are asked in processes of their own
-    "explain": {"errors", "units", "config", "metrics", "rundir", "interventions", "judgement", "state"},
+    "explain": {"errors", "units", "config", "metrics", "rundir", "identity", "interventions", "judgement", "state"},
     # the only room that removes something of a run; checkpoint, for whether one is whole
     "housekeeping": {"errors", "rundir", "state", "checkpoint"},
     "report": {"errors", "config", "campaign", "identity", "metrics", "rundir", "judgement", "state"},

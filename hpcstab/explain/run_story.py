@@ -12,6 +12,7 @@ from hpcstab.explain.cost import Cost, cost_of
 from hpcstab.explain.facts import Facts
 from hpcstab.explain.rules import causes_of
 from hpcstab.explain.story import Section, Story
+from hpcstab.identity import branch_text
 from hpcstab.state.evidence import number
 from hpcstab.units import duration, size
 
@@ -66,6 +67,9 @@ def _where(facts: Facts) -> Iterator[str]:
     gpus = f", GPUs {','.join(map(str, attempt['devices']))}" if attempt.get("devices") else ""
     node = attempt.get("node", "an unnamed node")
     yield f"attempt {attempt.get('attempt')} of {len(facts.attempts)} on {node}{job}{gpus}"
+    parent = facts.identity.get("parent")
+    if parent:
+        yield f"{branch_text(parent)}, parent {parent.get('run_id') or parent.get('path')}"
     first = facts.first_nonfinite_step
     if first is not None:
         yield f"first value that was not finite: step {first}"

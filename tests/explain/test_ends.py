@@ -20,7 +20,7 @@ from hpcstab.metrics import EventLog
 from hpcstab.rundir import RunDir, write_json
 from hpcstab.state.answers import Answers, JobAnswer, Scheduled, write_answers
 from hpcstab.state.ledger import Job, Ledger, Resources, Slurm, ledger_path, submission_folder
-from tests.report.synthetic import make_run
+from tests.report.synthetic import edit_identity, make_run
 
 CAMPAIGN = "swae3d_20261122_120000"
 FILES_ALONE = Asking(replays=False, scans=False)
@@ -158,3 +158,10 @@ def test_saves_that_failed_are_told(tmp_path: Path) -> None:
     story = told(run)
     assert story.causes[0].name == "disk_full_or_quota"
     assert story.causes[0].evidence[0].source == "events.jsonl:2"
+
+
+def test_a_rerun_names_its_parent(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs", state="running", steps=20)
+    parent = {"run_id": "swae3d/before/parent", "step": 8, "repaired": True, "weights_only": False}
+    edit_identity(run, parent=parent)
+    assert "rerun from step 8, repaired, parent swae3d/before/parent" in story_text(told(run))
