@@ -57,7 +57,9 @@ def fetch_real_data(
     name: Annotated[str, typer.Argument(metavar="MODEL|SOURCE", help="All of a model, or one source of `data list`.")],
     folder: Annotated[
         Path | None,
-        typer.Option("--from", help="Folder where the archives lie, for machines without a network.", show_default=False),
+        typer.Option(
+            "--from", help="Folder where the archives lie, for machines without a network.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Fetch real data into the cache (HPCSTAB_DATA), verified by hash; nothing is installed or executed.

@@ -30,8 +30,8 @@ def read_archive(source: Source, archive: Path) -> dict[str, bytes]:
     if sha256_of(content) != source.sha256:
         raise DataError(
             f"{archive}: is not {source.file} as pinned: SHA-256 {sha256_of(content)[:16]}... of {len(content):,} bytes"
-            f" instead of {source.sha256[:16]}... of {source.num_bytes:,}; nothing of it was used. Remove it, then fetch"
-            " again, or look at which index pip takes it from"
+            f" instead of {source.sha256[:16]}... of {source.num_bytes:,}; nothing of it was used. Remove it and"
+            " fetch again, or look at which index pip takes it from"
         )
     try:
         found = _readers[archive.suffix](archive, source.members)

@@ -1,6 +1,6 @@
 """The cache of fetched data: one folder a source, whole or absent, every file verified whenever it is read.
 
-    $HPCSTAB_DATA/<package>-<version>/<file name>
+$HPCSTAB_DATA/<package>-<version>/<file name>
 """
 
 from __future__ import annotations
@@ -40,14 +40,16 @@ def read_member(source: Source, name: str) -> bytes:
         content = path.read_bytes()
     except FileNotFoundError:
         raise DataError(
-            f"{name} of {source.release} is not in {data_folder()}: run `hpcstab data fetch {_fetched_by(source)}` where"
-            " there is a network, or set HPCSTAB_DATA to the folder that has it"
+            f"{name} of {source.release} is not in {data_folder()}: run `hpcstab data fetch {_fetched_by(source)}`"
+            " where there is a network, or set HPCSTAB_DATA to the folder that has it"
         ) from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}; HPCSTAB_DATA names the folder of the data") from None
+        raise DataError(
+            f"{path}: cannot be read: {error.strerror}; HPCSTAB_DATA names the folder of the data"
+        ) from None
     if sha256_of(content) != source.members[source.path_of(name)]:
         raise DataError(
-            f"{path}: is damaged, its SHA-256 is not the pinned one: run `hpcstab data fetch {_fetched_by(source)}` again"
+            f"{path}: is damaged, its SHA-256 is not the pinned one: `hpcstab data fetch {source.package}` replaces it"
         )
     return content
 

@@ -1,7 +1,6 @@
-"""The pinned sources. Another version is another source: its hashes, its files and its licence have to be looked at."""
+"""The pinned sources. Another version is another source: look at its hashes, its files and its licence."""
 
 from __future__ import annotations
-
 
 from hpcstab.config.section import nearest
 from hpcstab.data.sources.source import Source
@@ -44,7 +43,7 @@ _PINNED = (
         file="ferret-datasets_7.6.0-5_all.deb",
         num_bytes=27_795_908,
         sha256="e5770222647ebfe2ab77b845e07a7e05cb6fed7b12dec9ae287a1f8046031744",
-        about="monthly winds over the globe: zonal and meridional, (132, 73, 144) of (month, latitude, longitude), float32",
+        about="winds over the globe, zonal and meridional, (132, 73, 144) of (month, latitude, longitude), float32",
         licence="NOAA Ferret licence, which states public domain (says Debian)",
         members={
             "usr/share/ferret-vis/data/monthly_navy_winds.cdf": (

@@ -56,7 +56,7 @@ def download(source: Source, folder: Path) -> Path:
 
 
 def _pip(source: Source, folder: Path) -> list[str]:
-    """``--require-hashes`` makes pip take this file and no other of the release, and refuse it before it looks inside."""
+    """``--require-hashes`` makes pip take this file of the release alone, and refuse it before it looks inside."""
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{source.package}=={source.version} --hash=sha256:{source.sha256}\n", encoding="utf-8")
     quiet = ["--no-input", "--disable-pip-version-check", "--progress-bar", "off", "--retries", "2"]
@@ -95,7 +95,10 @@ def _apt(source: Source) -> list[str]:
 
 
 def _reason(output: str) -> str:
-    """The last error that the tool printed, in one line."""
+    """Why it failed, in its own words, one line: a connection that it did not get, else the first error."""
     lines = [" ".join(line.split()) for line in output.splitlines() if line.strip()]
+    broken = [line.partition("connection broken by ")[2] for line in lines if "connection broken by " in line]
     errors = [line for line in lines if line.lower().startswith(("error", "e:")) or "No module named pip" in line]
-    return ((errors or lines or ["it said nothing"])[-1])[:_MAX_REASON_CHARACTERS]
+    return ([f"no network: {line}" for line in broken] + errors or lines or ["it said nothing"])[0][
+        :_MAX_REASON_CHARACTERS
+    ]
