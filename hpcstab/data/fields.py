@@ -113,7 +113,7 @@ def _wind_recipe(variable: str) -> Recipe:
 def _weather_recipe(quantity: int, unit: str, limits: tuple[float, float]) -> Recipe:
     """Five times of the southern rows are trained on; held out are northern rows, 11 rows away, at the sixth time."""
     read = partial(_weather, quantity=quantity)
-    return Recipe("iris-sample-data", "colpex.pp", read, unit, limits, 1, (0, 56), (67, 83), last_times=1)
+    return Recipe("iris-sample-data", "colpex.pp", read, unit, limits, 1, (0, 48), (59, 83), last_times=1)
 
 
 FIELDS: dict[str, Recipe] = {

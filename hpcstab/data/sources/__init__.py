@@ -2,6 +2,6 @@
 
 from hpcstab.data.sources.cache import data_folder, is_fetched, missing, read_member
 from hpcstab.data.sources.catalogue import SOURCES, sources_for
-from hpcstab.data.sources.source import Source
+from hpcstab.data.sources.source import Source, provenance
 
-__all__ = ["SOURCES", "Source", "data_folder", "is_fetched", "missing", "read_member", "sources_for"]
+__all__ = ["SOURCES", "Source", "data_folder", "is_fetched", "missing", "provenance", "read_member", "sources_for"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
@@ -49,3 +49,12 @@ class Source:
         """The path inside the archive of the member with this file name; the cache keeps file names alone."""
         (path,) = [path for path in self.members if PurePosixPath(path).name == name]
         return path
+
+
+def provenance(sources: Iterable[Source]) -> dict[str, str]:
+    """What a run says of the archives that its data are from: hashes (16 of 64 digits) and licences."""
+    listed = list(sources)
+    return {
+        "archive_sha256": "; ".join(f"{source.package} {source.sha256[:16]}" for source in listed),
+        "licence": "; ".join(f"{source.package}: {source.licence}" for source in listed),
+    }

@@ -15,6 +15,7 @@ from hpcstab.data.blocks import Shape, from_blocks, to_blocks
 from hpcstab.data.checks import check_arrays
 from hpcstab.data.fields import Field, read_field
 from hpcstab.data.functions import SineProduct, repeated_functions, split_by_combination, varied_functions
+from hpcstab.data.sources import provenance
 from hpcstab.models.swae3d.config import Config, Data
 from hpcstab.seeds import keyed_seed
 from hpcstab.task import DataFinding, Split
@@ -122,8 +123,7 @@ class RealVolumes(Volumes):
                 f"{', '.join(f.name for f in self.fields if f.recipe.package == package)} of {source.release}"
                 for package, source in sources.items()
             ),
-            "archive_sha256": "; ".join(f"{s.package} {s.sha256[:16]}" for s in sources.values()),
-            "licence": "; ".join(f"{s.package}: {s.licence}" for s in sources.values()),
+            **provenance(sources.values()),
             "unit": "half the range of each field's training volumes",
         }
 
