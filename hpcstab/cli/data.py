@@ -13,6 +13,9 @@ from hpcstab.cli.terminal import print_json, print_table
 from hpcstab.errors import EXIT_BAD_NEWS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from hpcstab.config import ResolvedRun
     from hpcstab.data.sources import Source
 
 app = typer.Typer(help="Look at the data of a model; fetch real data, once, and list them.")
@@ -50,6 +53,13 @@ def check(
             print("nothing found: finite, in range, right shape, no sample in two splits")
     if findings:
         raise typer.Exit(EXIT_BAD_NEWS)
+
+
+def refuse_missing_data(runs: Iterable[ResolvedRun]) -> None:
+    """Before anything is created or queued: a run whose data were not fetched would end at its first step."""
+    from hpcstab.data.sources import SOURCES, require
+
+    require(SOURCES[name] for name in dict.fromkeys(name for run in runs for name in run.config.data.sources()))
 
 
 @app.command("fetch")

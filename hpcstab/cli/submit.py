@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hpcstab.cli.data import refuse_missing_data
 from hpcstab.cli.options import DEFAULT_ROOT, AsJson, Configs, Root, Scale, Settings
 from hpcstab.cli.terminal import print_json, print_table
 from hpcstab.errors import EXIT_BAD_NEWS, EXIT_NO_ANSWER, ConfigError, LaunchError
@@ -74,6 +75,8 @@ def submit(
     else:
         refuse_unusable(cluster)
     name, planned = _plan(model, campaign, variants, seeds, scale, settings, cluster, configs)
+    if not dry_run:
+        refuse_missing_data(run.resolved for run in planned)
     if why_not_here is None:
         _warn_of_hidden_folders(cluster, root)
     if dry_run:

@@ -28,7 +28,7 @@ _GAP = 8  # slices between the parts, 8 mm: neighbours are near-copies
 def head_slices(size: int, train_fraction: float = 0.8, directions: Sequence[Direction] = ("axial",)) -> RealImages:
     """Slices (N, N) that show at least 5 % of head, in their order; the last slab of each direction is held out.
 
-    Several directions give more images, but their held-out slices cross training slices: each two share a line of voxels.
+    Several directions give more images, but held-out slices then cross training slices: any two share a line of voxels.
 
     Args:
         size: N, a divisor of 256; smaller images are means of whole pixels.

@@ -112,7 +112,7 @@ def decode_image(content: bytes, suffix: str) -> Pixels:
         raise UnusableImageError("dtype", f"{pixels.dtype}, mode {mode}; uint8 is read")
     if mode not in ("L", "RGB"):
         raise UnusableImageError("shape", f"mode {mode}; grey (L) and RGB are read")
-    return pixels
+    return pixels.astype(np.uint8, copy=False)
 
 
 def check_image(pixels: Pixels, size: int, channels: Literal[1, 3]) -> Pixels:
@@ -143,7 +143,8 @@ def shrink(pixels: Pixels, factor: int) -> Pixels:
     height, width = (edge // factor for edge in pixels.shape[:2])
     cut = pixels[: height * factor, : width * factor]
     grid = cut.reshape(height, factor, width, factor, *pixels.shape[2:])
-    return np.rint(grid.mean(axis=(1, 3))).astype(np.uint8)
+    means: Pixels = np.rint(grid.mean(axis=(1, 3))).astype(np.uint8)
+    return means
 
 
 def _from_npy(content: bytes) -> Pixels:

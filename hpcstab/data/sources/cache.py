@@ -64,6 +64,17 @@ def is_fetched(source: Source) -> bool:
     return True
 
 
+def require(sources: Iterable[Source]) -> None:
+    """Raise a DataError that says what to fetch, where a file of a source is not in the cache; none is read."""
+    absent = missing(sources)
+    if absent:
+        commands = " and ".join(f"`hpcstab data fetch {name}`" for name in dict.fromkeys(map(_fetched_by, absent)))
+        raise DataError(
+            f"not in {data_folder()}: {', '.join(source.release for source in absent)}; run {commands} where there is a"
+            " network, or set HPCSTAB_DATA to the folder that has the data"
+        )
+
+
 def missing(sources: Iterable[Source]) -> list[Source]:
     """The sources of which a file is not in the cache, without reading any."""
     root = data_folder()

@@ -137,9 +137,9 @@ def sources_for(name: str) -> tuple[Source, ...]:
     """
     if name in SOURCES:
         return (SOURCES[name],)
-    found = tuple(source for source in _PINNED if name in source.models and not source.extra)
+    found = tuple(source for source in SOURCES.values() if name in source.models and not source.extra)
     if not found:
-        models = dict.fromkeys(model for source in _PINNED for model in source.models)
+        models = dict.fromkeys(model for source in SOURCES.values() for model in source.models)
         known = [*models, *SOURCES]
         raise ConfigError(
             f"no real data for '{name}'{nearest(name, known) or '.'} Models: {', '.join(models)}; sources:"

@@ -19,6 +19,10 @@ _MAX_REASON_CHARACTERS = 300
 _BACKEND = '''\
 """Stands in for setuptools while pip downloads an sdist: its metadata without running its setup."""
 import pathlib
+import sys
+
+__legacy__ = sys.modules[__name__]  # the backend of packages that name none
+
 
 def get_requires_for_build_wheel(config_settings=None):
     return []

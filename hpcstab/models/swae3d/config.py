@@ -54,6 +54,11 @@ class Data(DataConfig):
             raise ValueError(f"names a field twice, got {', '.join(fields)}; each can be there once")
         return fields
 
+    def sources(self) -> tuple[str, ...]:
+        from hpcstab.data.fields import FIELDS
+
+        return tuple(dict.fromkeys(FIELDS[name].package for name in self.fields)) if self.source == "real" else ()
+
 
 class Weights(Section):
     """Weights of the two loss terms; the write-up's lambda is ``sliced_wasserstein``."""
