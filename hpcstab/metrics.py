@@ -79,7 +79,9 @@ EventKind = Literal[
     "capsule_left_out",  # no capsule of a failing step was written
     "first_failure",  # the first non-finite value, or row that meets a failure condition of the YAML
     "resumed",  # an attempt went on from a checkpoint
-    "checkpoint_saved",
+    "branched",  # the run begins at a checkpoint of another run: which, what was repaired, what starts anew
+    "checkpoint_saved",  # it is on disk; in seconds: what the training waited for it, and its writing took
+    "checkpoint_failed",  # it could not be written; the ones before it are as they were, and the training goes on
     "checkpoint_refused",  # a checkpoint did not pass verification; the one before it was taken
     "superseded",  # a newer attempt of this run exists; this one ends
     "stop_requested",  # a signal asked the trainer to stop

@@ -35,9 +35,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"errors", "config", "seeds", "task"},
     "checkpoint": {"errors", "rundir"},
     "stability": {"errors", "metrics", "checkpoint"},
+    "doctor": {"errors", "checkpoint"},
     "models": {"errors", "config", "seeds", "task", "data", "stability"},
     "training": {"errors", "seeds", "config", "metrics", "rundir", "judgement", "task", "stability", "checkpoint"},
     "execute": {*LINE, "data", "checkpoint", "stability", "models", "training"},
+    "rerun": {*LINE, "checkpoint", "doctor", "execute", "training"},
     "launch": {
         "errors",
         "seeds",
@@ -51,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "execute",
     },
     "report": {"errors", "config", "campaign", "identity", "metrics", "rundir", "judgement", "state"},
-    "cli": {*LINE, "data", "execute", "launch", "report"},
+    "cli": {*LINE, "data", "doctor", "execute", "rerun", "launch", "report"},
 }
 HEAVY = {"torch", "pandas", "matplotlib", "scipy", "submitit", "PIL", "jinja2"}
 HEAVY_ALLOWED: dict[str, set[str]] = {
@@ -59,9 +61,11 @@ HEAVY_ALLOWED: dict[str, set[str]] = {
     "data": {"torch", "scipy", "PIL"},
     "checkpoint": {"torch"},
     "stability": {"torch"},
+    "doctor": {"torch"},
     "models": {"torch"},
     "training": {"torch", "PIL"},
     "execute": {"torch"},
+    "rerun": {"torch"},
     "launch": {"submitit"},
     "report": {"pandas", "matplotlib", "scipy", "jinja2"},
     "cli": set(),

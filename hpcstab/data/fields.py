@@ -32,13 +32,12 @@ class Recipe:
 
     ``read``: content and name of the file -> volumes (T, D, H, W) at T times. ``axis`` of (D, H, W) is cut into the
     ranges ``train`` and ``validation``; the volumes before ``last_times`` from the end are trained on, those after it
-    are held out, and with 0 all are both. ``limits``: what its values can be, in ``unit``.
+    are held out, and with 0 all are both. ``limits``: what its values can be, in the unit of the file.
     """
 
     package: str
     file: str
     read: Callable[[bytes, str], Volume]
-    unit: str
     limits: tuple[float, float]
     axis: int
     train: tuple[int, int]
@@ -107,21 +106,21 @@ def _wind(content: bytes, file: str, variable: str) -> Volume:
 def _wind_recipe(variable: str) -> Recipe:
     """Months 0-95 are trained on, 100-131 held out."""
     file, read = "monthly_navy_winds.cdf", partial(_wind, variable=variable)
-    return Recipe("ferret-datasets", file, read, "m/s", (-80.0, 80.0), 0, (0, 96), (100, 132))
+    return Recipe("ferret-datasets", file, read, (-80.0, 80.0), 0, (0, 96), (100, 132))
 
 
-def _weather_recipe(quantity: int, unit: str, limits: tuple[float, float]) -> Recipe:
-    """Five times of the southern rows are trained on; held out are northern rows, 11 rows away, at the sixth time."""
+def _weather_recipe(quantity: int, limits: tuple[float, float]) -> Recipe:
+    """Five times of the first rows are trained on; held out are rows at least 11 further at the sixth time."""
     read = partial(_weather, quantity=quantity)
-    return Recipe("iris-sample-data", "colpex.pp", read, unit, limits, 1, (0, 48), (59, 83), last_times=1)
+    return Recipe("iris-sample-data", "colpex.pp", read, limits, 1, (0, 48), (59, 83), last_times=1)
 
 
 FIELDS: dict[str, Recipe] = {
-    "density_crystal": Recipe("griddataformats", "1jzv.ccp4", _density, "1", (-10.0, 60.0), 0, (0, 48), (54, 70)),
+    "density_crystal": Recipe("griddataformats", "1jzv.ccp4", _density, (-10.0, 60.0), 0, (0, 48), (54, 70)),
     # of 97 sections the outer ones are empty: half the particle is trained on, a part of the other half held out
-    "density_particle": Recipe("griddataformats", "ispg_0.mrc", _density, "1", (-10.0, 60.0), 0, (0, 48), (56, 80)),
-    "theta": _weather_recipe(_THETA, "K", (180.0, 400.0)),
-    "pressure": _weather_recipe(_PRESSURE, "Pa", (1.0e4, 1.1e5)),
+    "density_particle": Recipe("griddataformats", "ispg_0.mrc", _density, (-10.0, 60.0), 0, (0, 48), (56, 80)),
+    "theta": _weather_recipe(_THETA, (180.0, 400.0)),  # kelvin
+    "pressure": _weather_recipe(_PRESSURE, (1.0e4, 1.1e5)),  # pascal
     "wind_zonal": _wind_recipe("UWND"),
     "wind_meridional": _wind_recipe("VWND"),
 }

@@ -79,6 +79,8 @@ def _identity(run: LoadedRun, section: Section) -> Row:
         "seed": run.seed,
         "state": run.state,
         "horizon_steps": section.horizon,
+        "parent": run.parent["run_id"] if run.parent else None,
+        "from_step": run.entry_step if run.parent else None,
         "planned_steps": run.planned_steps,
         "steps": run.steps,
         "steps_without_tensorboard": run.steps if _had_event(run, "tensorboard_absent") else None,

@@ -26,7 +26,20 @@ def table(text: str) -> list[list[str]]:
 def test_help_lists_the_verbs() -> None:
     done = hpcstab("--help")
     assert done.returncode == 0
-    for verb in ("list", "show", "data", "train", "submit", "status", "logs", "cancel", "clusters", "report", "replay"):
+    for verb in (
+        "list",
+        "show",
+        "data",
+        "train",
+        "submit",
+        "status",
+        "logs",
+        "cancel",
+        "clusters",
+        "rerun",
+        "report",
+        "replay",
+    ):
         assert f" {verb} " in done.stdout
     assert hpcstab().stdout == done.stdout
 
