@@ -158,6 +158,10 @@ class DataConfig(Section):
     num_workers: int = Field(ge=0, json_schema_extra=KEEPS_NUMBERS)
     faults: Annotated[tuple[DataFault, ...], Strict(False)]
 
+    def sources(self) -> tuple[str, ...]:
+        """Packages of the fetched data that the run reads (hpcstab/data/sources); none where it draws its own."""
+        return ()
+
     @model_validator(mode="after")
     def _one_fault_a_step(self) -> DataConfig:
         steps = [fault.step for fault in self.faults]
