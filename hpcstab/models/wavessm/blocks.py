@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hpcstab.models.wavessm.scan import Scan
+from hpcstab.models.wavessm.config import Network
 from hpcstab.models.wavessm.state_space import FrequencyAwareStateSpace
 from hpcstab.models.wavessm.wavelet import Bands, haar_transform, inverse_haar_transform
 
 _FEED_FORWARD_EXPANSION = 2.66
-
-
-@dataclass(frozen=True)
-class ScanSettings:
-    """How every scan of a network runs: see `FrequencyAwareStateSpace`."""
-
-    scan: Scan
-    fp32: bool
-
-    def layer(self, channels: int, num_states: int) -> FrequencyAwareStateSpace:
-        return FrequencyAwareStateSpace(channels, num_states, self.scan, self.fp32)
 
 
 class GatedFeedForward(nn.Module):
@@ -45,10 +32,10 @@ class GatedFeedForward(nn.Module):
 class StateSpaceBlock(nn.Module):
     """`x + proj(FASS(norm x))`, then `x + GDFN(norm x)`; (B, C, H, W) -> (B, C, H, W), H and W even."""
 
-    def __init__(self, channels: int, num_states: int, settings: ScanSettings) -> None:
+    def __init__(self, channels: int, keys: Network) -> None:
         super().__init__()
         self.mixer_norm = nn.GroupNorm(1, channels)
-        self.mixer = settings.layer(channels, num_states)
+        self.mixer = FrequencyAwareStateSpace(channels, keys.num_states, keys.scan, keys.fp32_scan)
         self.mixer_proj = nn.Conv2d(channels, channels, 1)
         self.feed_forward_norm = nn.GroupNorm(1, channels)
         self.feed_forward = GatedFeedForward(channels)
@@ -86,10 +73,10 @@ class DualStream(nn.Module):
     Forward: (B, C, H, W), H and W multiples of 4 -> (B, C, H, W).
     """
 
-    def __init__(self, channels: int, num_low_states: int, num_states: int, settings: ScanSettings) -> None:
+    def __init__(self, channels: int, keys: Network) -> None:
         super().__init__()
-        self.low = settings.layer(channels, num_low_states)
-        self.high = settings.layer(3 * channels, num_states)
+        self.low = FrequencyAwareStateSpace(channels, keys.num_low_states, keys.scan, keys.fp32_scan)
+        self.high = FrequencyAwareStateSpace(3 * channels, keys.num_states, keys.scan, keys.fp32_scan)
         self.attention = CrossFrequencyAttention(channels)
 
     def forward(self, features: Tensor) -> Tensor:

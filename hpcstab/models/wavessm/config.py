@@ -19,7 +19,7 @@ class Network(Section):
     ``kind``: ``wavessm``, or ``unet``, a plain one with as many levels and parameters. ``scan``: ``clamped`` is the
     write-up's fallback, wrong on long sequences; ``exact`` is the recurrence. ``fp32_scan``, ``fp32_refinement``:
     these parts in fp32 whatever ``precision.dtype`` is. ``global_ratios``: the part of the channels that each block
-    of the refinement filters in the spectrum.
+    of the refinement filters in the spectrum. ``starts_as_identity``: the last convolution starts at zero.
     """
 
     kind: Literal["wavessm", "unet"]
@@ -31,6 +31,7 @@ class Network(Section):
     scan: Literal["exact", "clamped"]
     fp32_scan: bool
     fp32_refinement: bool
+    starts_as_identity: bool
 
     @model_validator(mode="after")
     def _levels_fit(self) -> Network:

@@ -6,13 +6,11 @@ blocks); Haar instead of db3 wavelets.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
-
 import torch
 from torch import Tensor, nn
 
-from hpcstab.models.wavessm.blocks import DualStream, ScanSettings, StateSpaceBlock, downsample, upsample
+from hpcstab.models.wavessm.blocks import DualStream, StateSpaceBlock, downsample, upsample
+from hpcstab.models.wavessm.config import Network
 from hpcstab.models.wavessm.fourier import MultiScaleWaveFourier, SpectralTransform
 from hpcstab.models.wavessm.state_space import FrequencyAwareStateSpace
 from hpcstab.stability.numerics import fp32_island
@@ -21,44 +19,29 @@ from hpcstab.stability.numerics import fp32_island
 class WaveStateSpaceNetwork(nn.Module):
     """Corrupted images in, restored ones out; where the corruption is it has to find by itself.
 
-    Args:
-        channels: widths of the levels, each twice the one before; the first is even.
-        num_blocks: state-space blocks of each level, in the encoder as in the decoder.
-        num_states: of every scan but the bottleneck's low stream, which has `num_low_states`.
-        global_ratios: of the refinement's blocks, one each.
-        settings: how the scans run.
-        fp32_refinement: the whole refinement in fp32 inside an autocast region.
-
-    Forward: (B, 3, H, W) in [0, 1], H and W multiples of `2 ** (len(channels) + 1)` -> (B, 3, H, W), unbounded.
+    Forward: (B, 3, H, W) in [0, 1], H and W multiples of `2 ** (len(keys.channels) + 1)` -> (B, 3, H, W), unbounded.
     """
 
-    def __init__(
-        self,
-        channels: Sequence[int],
-        num_blocks: Sequence[int],
-        num_states: int,
-        num_low_states: int,
-        global_ratios: Sequence[float],
-        settings: ScanSettings,
-        fp32_refinement: bool,
-    ) -> None:
+    def __init__(self, keys: Network) -> None:
         super().__init__()
 
-        def level(width: int, count: int) -> nn.Sequential:
-            return nn.Sequential(*(StateSpaceBlock(width, num_states, settings) for _ in range(count)))
+        def level(channels: int, num_blocks: int) -> nn.Sequential:
+            return nn.Sequential(*(StateSpaceBlock(channels, keys) for _ in range(num_blocks)))
 
-        *outer, deepest = channels
-        *num_outer, num_deepest = num_blocks
-        self.embed = nn.Conv2d(3, channels[0], 3, padding=1, bias=False)
+        *outer, deepest = keys.channels
+        *num_outer, num_deepest = keys.num_blocks
+        self.embed = nn.Conv2d(3, keys.channels[0], 3, padding=1, bias=False)
         self.encoder = nn.ModuleList(map(level, outer, num_outer))
         self.down = nn.ModuleList(map(downsample, outer))
         self.deepest = level(deepest, num_deepest)
-        self.bottleneck = DualStream(deepest, num_low_states, num_states, settings)
-        self.up = nn.ModuleList(upsample(wide) for _, wide in reversed(list(pairwise(channels))))
+        self.bottleneck = DualStream(deepest, keys)
+        self.up = nn.ModuleList(upsample(2 * channels) for channels in reversed(outer))
         self.decoder = nn.ModuleList(map(level, reversed(outer), reversed(num_outer)))
-        self.refinement_ffc = MultiScaleWaveFourier(channels[0], global_ratios)
-        self._fp32_refinement = fp32_refinement
-        self.output = nn.Conv2d(channels[0], 3, 3, padding=1, bias=False)
+        self.refinement_ffc = MultiScaleWaveFourier(keys.channels[0], keys.global_ratios)
+        self._fp32_refinement = keys.fp32_refinement
+        self.output = nn.Conv2d(keys.channels[0], 3, 3, padding=1, bias=False)
+        if keys.starts_as_identity:
+            nn.init.zeros_(self.output.weight)
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.embed(images)

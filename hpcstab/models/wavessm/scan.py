@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, Literal, cast
 
 import torch
@@ -27,17 +28,17 @@ def selective_scan(
     Args:
         inputs: x (L, B, D).
         step_sizes: (L, B, D), > 0, in steps of the continuous system.
-        rates: (D, N), < 0.
+        rates: (N, D), < 0.
         write, read: (L, B, N), the B and C of the state-space literature.
         recurrence: `exact_recurrence` or `clamped_recurrence`.
 
     Returns:
         y (L, B, D), and the largest magnitude of a state, a scalar without gradient.
     """
-    log_decay = step_sizes[..., None] * rates
-    drive = (step_sizes * inputs)[..., None] * write[:, :, None, :]
+    log_decay = step_sizes[:, :, None, :] * rates
+    drive = write[..., None] * (step_sizes * inputs)[:, :, None, :]
     states = recurrence(log_decay, drive)
-    outputs = (states @ read[..., None]).squeeze(-1)  # half precision inside an autocast region
+    outputs = (read[:, :, None, :] @ states).squeeze(2)  # half precision inside an autocast region
     return outputs, states.detach().abs().amax()
 
 
@@ -69,47 +70,59 @@ RECURRENCES: dict[Scan, Recurrence] = {"exact": exact_recurrence, "clamped": cla
 
 
 class _LinearRecurrence(torch.autograd.Function):
-    """`h_t = decay_t h_(t-1) + drive_t`; its gradient is the same recurrence backwards in time."""
+    """`h_t = decay_t h_(t-1) + drive_t`, or with h_(t+1) where `backwards`; its gradient runs the other way."""
 
     @staticmethod
-    def forward(decay: Tensor, drive: Tensor) -> Tensor:
-        return _chunked(decay, drive)
+    def forward(decay: Tensor, drive: Tensor, backwards: bool) -> Tensor:
+        return _chunked(decay, drive, backwards)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:
         ctx.save_for_backward(inputs[0], output)
+        ctx.backwards = inputs[2]
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
         (gradient,) = grad_outputs
         decay, states = ctx.saved_tensors
-        later_decay = torch.cat([decay[1:], torch.zeros_like(decay[:1])])
-        drive_gradient = _linear_recurrence(later_decay.flip(0), gradient.flip(0)).flip(0)
-        earlier_states = torch.cat([torch.zeros_like(states[:1]), states[:-1]])
-        return drive_gradient * earlier_states, drive_gradient
+        drive_gradient = _linear_recurrence(_neighbours(decay, not ctx.backwards), gradient, not ctx.backwards)
+        return drive_gradient * _neighbours(states, ctx.backwards), drive_gradient, None
 
 
-def _linear_recurrence(decay: Tensor, drive: Tensor) -> Tensor:
-    return cast(Tensor, _LinearRecurrence.apply(decay, drive))  # type: ignore[no-untyped-call]
+def _linear_recurrence(decay: Tensor, drive: Tensor, backwards: bool = False) -> Tensor:
+    return cast(Tensor, _LinearRecurrence.apply(decay, drive, backwards))  # type: ignore[no-untyped-call]
 
 
-def _chunked(decay: Tensor, drive: Tensor) -> Tensor:
+def _neighbours(values: Tensor, later: bool) -> Tensor:
+    """At each t the values of t - 1, or of t + 1; zero where there is none."""
+    none = torch.zeros_like(values[:1])
+    return torch.cat([values[1:], none] if later else [none, values[:-1]])
+
+
+def _chunked(decay: Tensor, drive: Tensor, backwards: bool) -> Tensor:
     """About 2 sqrt(L) steps instead of L: all chunks at once from zero, then what each hands to the next.
 
     Exact up to rounding: only products of decays, never their inverse, so that nothing can overflow.
     """
-    length, shape = drive.shape[0], drive.shape
-    size = max(1, math.isqrt(length))
-    num_chunks = -(-length // size)
-    padding = (0, 0, 0, num_chunks * size - length)
-    decay, drive = (
-        torch.nn.functional.pad(each.reshape(length, -1), padding).view(num_chunks, size, -1) for each in (decay, drive)
-    )
-    states, decays = drive.clone(), decay.clone()  # within its chunk, from zero; product since the chunk began
-    for position in range(1, size):
-        states[:, position].addcmul_(decay[:, position], states[:, position - 1])
-        decays[:, position].mul_(decays[:, position - 1])
+    length, size = len(drive), math.isqrt(len(drive))
+    decays, states = (_in_chunks(each, size) for each in (decay, drive))  # decays since the chunk began; from zero
+    positions, chunks = list(range(size)), list(range(len(states)))
+    if backwards:
+        positions.reverse()
+        chunks.reverse()
+    for before, now in pairwise(positions):
+        states[:, now].addcmul_(decays[:, now], states[:, before])
+        decays[:, now].mul_(decays[:, before])
     carry = torch.zeros_like(states[:, 0])
-    for chunk in range(1, num_chunks):
-        torch.addcmul(states[chunk - 1, -1], decays[chunk - 1, -1], carry[chunk - 1], out=carry[chunk])
-    return states.addcmul_(decays, carry[:, None]).view(num_chunks * size, -1)[:length].reshape(shape)
+    for before, now in pairwise(chunks):
+        carry[now] = torch.addcmul(states[before, positions[-1]], decays[before, positions[-1]], carry[before])
+    states.addcmul_(decays, carry[:, None])
+    return states.flatten(0, 1)[:length].reshape(drive.shape)
+
+
+def _in_chunks(sequence: Tensor, size: int) -> Tensor:
+    """A copy of (L, ...) as (ceil(L / size), size, M), with zeros at its end."""
+    flat = sequence.reshape(len(sequence), -1)
+    missing = -len(flat) % size
+    padded = torch.cat([flat, flat.new_zeros(missing, flat.shape[1])]) if missing else flat.clone()
+    return padded.view(-1, size, flat.shape[1])

@@ -27,7 +27,7 @@ def serpentine(features: Tensor) -> Tensor:
 
 def from_serpentine(sequence: Tensor, height: int) -> Tensor:
     """(L, B, C) -> (B, C, H, W): the inverse of `serpentine`."""
-    return _turned(sequence.permute(1, 2, 0).unflatten(2, (height, -1)))
+    return _turned(sequence.permute(1, 2, 0).reshape(*sequence.shape[1:], height, -1))
 
 
 def _turned(features: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class FrequencyAwareStateSpace(nn.Module):
         self.x_proj = nn.Linear(inner, sum(self._sizes), bias=False)
         self.step_proj = nn.Linear(step_rank, inner)
         self.guide = BandGuide(channels, num_states)
-        self.log_rates = nn.Parameter(torch.arange(1.0, num_states + 1).log().repeat(inner, 1))
+        self.log_rates = nn.Parameter(torch.arange(1.0, num_states + 1).log()[:, None].repeat(1, inner))
         self.direct = nn.Parameter(torch.ones(inner))
         self.norm = nn.LayerNorm(inner)
         self.out_proj = nn.Linear(inner, channels, bias=False)

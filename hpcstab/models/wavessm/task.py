@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from hpcstab.config import RunConfig
 from hpcstab.data.checks import check_arrays
 from hpcstab.models.wavessm import config as keys
-from hpcstab.models.wavessm.blocks import ScanSettings
 from hpcstab.models.wavessm.data import Pairs, split_pairs
 from hpcstab.models.wavessm.losses import (
     FrozenFeatures,
@@ -55,17 +54,9 @@ class Task:
 
     def network(self) -> nn.Module:
         keys = self._config.network
-        network = WaveStateSpaceNetwork(
-            channels=keys.channels,
-            num_blocks=keys.num_blocks,
-            num_states=keys.num_states,
-            num_low_states=keys.num_low_states,
-            global_ratios=keys.global_ratios,
-            settings=ScanSettings(keys.scan, keys.fp32_scan),
-            fp32_refinement=keys.fp32_refinement,
-        )
+        network = WaveStateSpaceNetwork(keys)
         if keys.kind == "unet":
-            return unet_of_size(num_parameters_of(network), len(keys.channels))
+            return unet_of_size(num_parameters_of(network), len(keys.channels), keys.starts_as_identity)
         return network
 
     def dataset(self, split: Split) -> Pairs:
@@ -86,7 +77,7 @@ class Task:
         }
 
     def evaluate(self, network: nn.Module, batch: Mapping[str, Tensor], context: StepContext) -> Mapping[str, Partial]:
-        return _scores(network(batch["corrupted"]).float().clamp(0.0, 1.0), batch)
+        return fp32_island(_scores)(network(batch["corrupted"]).float().clamp(0.0, 1.0), batch)
 
     def summarize(self, totals: Mapping[str, float]) -> Mapping[str, float]:
         means = {name: total / totals["num_images"] for name, total in totals.items()}
@@ -98,12 +89,12 @@ class Task:
 
     def baselines(self) -> Sequence[Baseline]:
         """Handing the corrupted image on, which is what a network that learned nothing can do at best."""
-        batch = torch.utils.data.default_collate([*self._pairs["validation"]])
+        batch = torch.utils.data.default_collate(list(_items(self._pairs["validation"])))
         scores = {name: float(part.value) for name, part in _scores(batch["corrupted"], batch).items()}
         return [Baseline("identity", "floor", self.summarize(scores))]
 
     def data_facts(self) -> Mapping[str, int | float | str]:
-        masks = [float(item["mask"].mean()) for item in self._pairs["validation"]]
+        masks = [float(item["mask"].mean()) for item in _items(self._pairs["validation"])]
         return {
             "source": f"seeded {self._config.data.source} pictures with seeded corruptions",
             "num_train_images": len(self._pairs["train"]),
@@ -125,6 +116,10 @@ class Task:
         size = self._config.data.image_size
         images = {str(split): pairs.clean_images() for split, pairs in self._pairs.items()}
         return check_arrays(images, (size, size, 3), (0.0, 1.0))
+
+
+def _items(pairs: Pairs) -> Iterator[dict[str, Tensor]]:
+    return (pairs[index] for index in range(len(pairs)))
 
 
 def _scores(images: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Partial]:

@@ -16,11 +16,12 @@ class PlainUNet(nn.Module):
     Args:
         width: channels of the first level; each level has twice as many as the one above.
         num_levels: >= 1.
+        starts_as_identity: the last convolution starts at zero, so that images leave as they came.
 
     Forward: (B, 3, H, W), H and W multiples of `2 ** (num_levels - 1)` -> (B, 3, H, W).
     """
 
-    def __init__(self, width: int, num_levels: int) -> None:
+    def __init__(self, width: int, num_levels: int, starts_as_identity: bool) -> None:
         super().__init__()
         widths = [width * 2**level for level in range(num_levels)]
         self.encoder = nn.ModuleList(_double_convolution(*pair) for pair in pairwise([3, *widths]))
@@ -28,7 +29,9 @@ class PlainUNet(nn.Module):
         deep_to_wide = list(reversed(list(pairwise(widths))))
         self.up = nn.ModuleList(nn.ConvTranspose2d(deep, wide, 2, stride=2) for wide, deep in deep_to_wide)
         self.decoder = nn.ModuleList(_double_convolution(2 * wide, wide) for wide, _ in deep_to_wide)
-        self.output = nn.Conv2d(width, 3, 1)
+        self.output = nn.Conv2d(width, 3, 1, bias=False)
+        if starts_as_identity:
+            nn.init.zeros_(self.output.weight)
 
     def forward(self, images: Tensor) -> Tensor:
         features, skips = images, []
@@ -42,15 +45,15 @@ class PlainUNet(nn.Module):
         return restored
 
 
-def unet_of_size(num_parameters: int, num_levels: int) -> PlainUNet:
+def unet_of_size(num_parameters: int, num_levels: int, starts_as_identity: bool) -> PlainUNet:
     """The U-Net whose number of parameters comes nearest to `num_parameters`."""
     sizes: dict[int, int] = {}
     with torch.device("meta"):
         for width in count(1):
-            sizes[width] = num_parameters_of(PlainUNet(width, num_levels))
+            sizes[width] = num_parameters_of(PlainUNet(width, num_levels, starts_as_identity))
             if sizes[width] >= num_parameters:
                 break
-    return PlainUNet(min(sizes, key=lambda width: abs(sizes[width] - num_parameters)), num_levels)
+    return PlainUNet(min(sizes, key=lambda width: abs(sizes[width] - num_parameters)), num_levels, starts_as_identity)
 
 
 def num_parameters_of(network: nn.Module) -> int:
