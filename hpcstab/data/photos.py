@@ -59,9 +59,9 @@ def _surface(size: int, generator: np.random.Generator) -> Colours:
 
 
 def _two_colours(generator: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """A colour (3,) and another of about its hue, darker and lighter."""
-    base = generator.uniform(0.15, 0.85, 3)
-    spread = generator.uniform(0.1, 0.35) + generator.uniform(-0.05, 0.05, 3)
+    """A colour (3,) and another of about its hue, darker and lighter; muted, as most things are."""
+    base = generator.uniform(0.3, 0.7) + generator.uniform(-0.2, 0.2, 3)
+    spread = generator.uniform(0.08, 0.25) + generator.uniform(-0.03, 0.03, 3)
     return np.clip(base - spread, 0.0, 1.0), np.clip(base + spread, 0.0, 1.0)
 
 

@@ -106,18 +106,21 @@ def _chunked(decay: Tensor, drive: Tensor, backwards: bool) -> Tensor:
     """
     length, size = len(drive), math.isqrt(len(drive))
     decays, states = (_in_chunks(each, size) for each in (decay, drive))  # decays since the chunk began; from zero
-    positions, chunks = list(range(size)), list(range(len(states)))
-    if backwards:
-        positions.reverse()
-        chunks.reverse()
-    for before, now in pairwise(positions):
-        states[:, now].addcmul_(decays[:, now], states[:, before])
-        decays[:, now].mul_(decays[:, before])
-    carry = torch.zeros_like(states[:, 0])
-    for before, now in pairwise(chunks):
-        carry[now] = torch.addcmul(states[before, positions[-1]], decays[before, positions[-1]], carry[before])
-    states.addcmul_(decays, carry[:, None])
+    steps = list(zip(decays.unbind(1), states.unbind(1), strict=True))
+    for (decay_before, state_before), (decay_now, state_now) in pairwise(reversed(steps) if backwards else steps):
+        state_now.addcmul_(decay_now, state_before)
+        decay_now.mul_(decay_before)
+    states.addcmul_(decays, _carried(*steps[0 if backwards else -1], backwards)[:, None])
     return states.flatten(0, 1)[:length].reshape(drive.shape)
+
+
+def _carried(decays: Tensor, states: Tensor, backwards: bool) -> Tensor:
+    """What each chunk gets from those before it, from what each makes of a zero and by how much it decays; (K, M)."""
+    carried = [torch.zeros_like(states[0])]
+    chunks = list(zip(decays.unbind(), states.unbind(), strict=True))
+    for decay, state in chunks[:0:-1] if backwards else chunks[:-1]:
+        carried.append(torch.addcmul(state, decay, carried[-1]))
+    return torch.stack(carried[::-1] if backwards else carried)
 
 
 def _in_chunks(sequence: Tensor, size: int) -> Tensor:

@@ -18,7 +18,12 @@ def test_perfect_reconstruction_and_equal_energy() -> None:
 def test_each_band_sees_its_own_pattern() -> None:
     flat = torch.ones(1, 1, 4, 4)
     stripes_along_x = flat * torch.tensor([1.0, -1.0, 1.0, -1.0])
-    patterns = [flat, stripes_along_x, stripes_along_x.transpose(2, 3), stripes_along_x * stripes_along_x[..., :1, :].mT]
+    patterns = [
+        flat,
+        stripes_along_x,
+        stripes_along_x.transpose(2, 3),
+        stripes_along_x * stripes_along_x[..., :1, :].mT,
+    ]
     for own, pattern in enumerate(patterns):
         for index, band in enumerate(haar_transform(pattern)):
             assert torch.equal(band, torch.full((1, 1, 2, 2), 2.0 if index == own else 0.0))
