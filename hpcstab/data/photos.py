@@ -1,6 +1,6 @@
 """Seeded colour pictures with what photographs have: shading, textures of all scales, objects with edges. NumPy only.
 
-S = edge in pixels. A picture depends on its generator alone, and its composition not on S.
+S = edge in pixels. A picture depends on its generator and S alone.
 """
 
 from __future__ import annotations

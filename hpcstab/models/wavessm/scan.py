@@ -60,7 +60,8 @@ def clamped_recurrence(log_decay: Tensor, drive: Tensor) -> Tensor:
     """The failing state's form of `exact_recurrence`: a cumulative sum scaled by a decay that is clamped to e^-20.
 
     Once a channel has decayed by 20 nats it forgets nothing more and sums up its drive, so that states grow
-    linearly in L. With steps of 0.05 and rates -1 to -4 it is right at L = 64, wrong by a factor of 28 at L = 256.
+    linearly in L. With steps of 0.05, rates -1 to -4 and a constant drive it is right at L = 64 and wrong by factors
+    of 28 at L = 256 and 724 at L = 4096.
     """
     total = log_decay.cumsum(0).clamp(-_MAX_LOG_DECAY, _MAX_LOG_DECAY)
     return total.exp() * (drive * (-total).exp()).cumsum(0)
