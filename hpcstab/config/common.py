@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, Strict, model_validator
+from pydantic import BeforeValidator, Field, Strict, model_validator
 
 from hpcstab.config.durations import Duration
 from hpcstab.config.guards import Guards
@@ -171,10 +172,22 @@ class DataConfig(Section):
 
 
 class Phase(Section):
-    """When a loss term is on: off until ``start``, then a linear ramp of length ``ramp`` to its weight."""
+    """When a loss term is on: off until ``start``, then a linear ramp of length ``ramp`` to its weight.
+
+    ``to``: to this part of it. A term with several phases goes from the part of one to that of the next.
+    """
 
     start: Duration
     ramp: Duration
+    to: float = Field(default=1.0, ge=0, le=1)
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, Mapping) else value
+
+
+Phases = Annotated[tuple[Phase, ...], Strict(False), BeforeValidator(_as_list)]
+"""The phases of one term, in order; a single one may stand without a list."""
 
 
 class LossesConfig(Section):
@@ -187,7 +200,7 @@ class LossesConfig(Section):
     """
 
     weights: Section
-    phases: dict[str, Phase]
+    phases: dict[str, Phases]
     multiply_zero_weights: bool
     on_bad_term: Literal["ignore", "ramp_again"]
     bad_term_ramp: Duration

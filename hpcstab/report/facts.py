@@ -135,6 +135,7 @@ def _losses(run: LoadedRun) -> Row:
         "max_grad_norm": float(np.max(norms)),
         "max_finite_grad_norm": float(np.max(norms[np.isfinite(norms)], initial=-math.inf)),
         **_shares(run),
+        **_diagnostics(run),
     }
 
 
@@ -149,6 +150,15 @@ def _shares(run: LoadedRun) -> Row:
         if f"loss_{term}" in finite and len(finite):
             shares[f"share_{term}"] = float((weight * finite[f"loss_{term}"] / finite["loss"]).median())
     return shares
+
+
+def _diagnostics(run: LoadedRun) -> Row:
+    """The largest finite value of each of the task's diagnostics."""
+    names = [name for name in map(str, run.history.columns) if name.startswith("diag_")]
+    columns = {name: run.history[name].to_numpy(dtype=float) for name in names}
+    return {
+        f"max_{name}": float(np.max(values[np.isfinite(values)], initial=-math.inf)) for name, values in columns.items()
+    }
 
 
 def _metrics(run: LoadedRun, section: Section) -> Row:

@@ -91,3 +91,13 @@ def test_every_claim_of_the_yaml_names_a_column_that_runs_have() -> None:
     columns = set(section_rows(section_of([RunDir(GOLDEN)]))[0])
     metrics = {claim.metric for claim in load_experiment("swae3d").file.claims}
     assert metrics <= columns, metrics - columns
+
+
+def test_the_largest_finite_value_of_a_diagnostic_is_a_column(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    header, *rows = run.metrics_csv.read_text().splitlines()
+    values = [3.0, float("inf"), 7.0, float("nan")]
+    rows = [f"{row},{values[index % 4]}" for index, row in enumerate(rows)]
+    run.metrics_csv.write_text("\n".join([f"{header},diag_spread", *rows]) + "\n")
+    (row,) = section_rows(section_of([run]))
+    assert row["max_diag_spread"] == 7.0
