@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, Strict, model_validator
 
 from hpcstab.config import DataConfig, LossesConfig, RunConfig, Section
+from hpcstab.config.section import KEEPS_NUMBERS
 
 NUM_ATTENTION_GROUPS = 8
 SSIM_WINDOW = 11
@@ -16,16 +17,16 @@ class Network(Section):
     """Encoder 1 -> channels -> latent and its mirror; each of the ``channels`` halves the edge of the image.
 
     ``skip_norm``: what follows the convolution of a skip branch. ``init``: PyTorch's own, or Kaiming normal for all
-    convolutions, with fan_out. ``head_init``: the heads of mean and log-variance like all others (``shared``), or
+    convolutions by fan_out or by fan_in. ``head_init``: the heads of mean and log-variance like all others (``shared``), or
     Xavier uniform with gain 0.01 (``near_zero``). ``logvar``: as it is, cut at +-10 (``clamp``: no gradient outside), or
     10 tanh(x / 10) (``bounded``). ``attention``: at a sixteenth of the edge, in both halves; ``attention_init`` is that
-    of its output projection.
+    of its output projection. ``sample_channels``: of the prior samples in the pictures; null: those of the latents.
     """
 
     channels: Annotated[tuple[int, ...], Strict(False)] = Field(min_length=2)
     latent_channels: int = Field(ge=1)
     skip_norm: Literal["none", "batchnorm"]
-    init: Literal["default", "kaiming_fan_out"]
+    init: Literal["default", "kaiming_fan_out", "kaiming_fan_in"]
     head_init: Literal["shared", "near_zero"]
     logvar: Literal["raw", "clamp", "bounded"]
     upsampling: Literal["transposed", "bilinear"]
@@ -33,6 +34,7 @@ class Network(Section):
     up_activation: Literal["relu", "leaky_relu"]
     attention: bool
     attention_init: Literal["shared", "zero"]
+    sample_channels: int | None = Field(ge=1, json_schema_extra=KEEPS_NUMBERS)
 
     @model_validator(mode="after")
     def _groups_divide_the_attended_channels(self) -> Network:
@@ -67,7 +69,8 @@ class Losses(LossesConfig):
     ``reconstruction``: mean squared error, half L1 and half 1 - SSIM, or the negative log-likelihood of a Gaussian
     whose variance is the batch's own error. ``scales``: the last at full size and, with 3, at a half and a quarter.
     ``free_bits``: nats below which a latent's KL is not reduced any further; null has no floor. ``evaluation``: the
-    write-up's validation loss decodes the ``mean`` of the posterior, or a ``sample``.
+    write-up's validation loss decodes the ``mean`` of the posterior, or a ``sample``; its program picks the best model
+    ``best_by`` the reconstruction in it or the whole loss (the metric ``selection``).
     """
 
     weights: Weights
@@ -76,6 +79,7 @@ class Losses(LossesConfig):
     scales: Literal[1, 3]
     free_bits: float | None = Field(gt=0)
     evaluation: Literal["mean", "sample"]
+    best_by: Literal["reconstruction", "loss"] = Field(json_schema_extra=KEEPS_NUMBERS)
 
 
 class Config(RunConfig):

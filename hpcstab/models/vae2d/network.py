@@ -174,13 +174,15 @@ class KLAutoencoder(nn.Module):
 def initialize(network: KLAutoencoder, keys: Keys) -> None:
     """Redraw what ``init``, ``head_init`` and ``attention_init`` name; all else keeps PyTorch's own.
 
-    With fan_out the 1x1 heads, 512 channels to 16, get a standard deviation of sqrt(2/16) for sums over 512 features:
-    means and log-variances start at +-40 and not at 0. That is the root of the write-up's NaN.
+    By fan_out the 1x1 heads, 512 channels to 16, get a standard deviation of sqrt(2/16) for sums over 512 features:
+    means and log-variances start at +-40 and not at 0, which is the root of the write-up's NaN. For the same reason the
+    last convolution, 32 channels to 1, starts in the flat ends of the sigmoid.
     """
-    if keys.init == "kaiming_fan_out":
+    if keys.init != "default":
+        mode = "fan_out" if keys.init == "kaiming_fan_out" else "fan_in"
         for layer in network.modules():
             if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
-                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.kaiming_normal_(layer.weight, mode=mode, nonlinearity="relu")
                 _zero_bias(layer)
     if keys.head_init == "near_zero":
         for head in (network.encoder.to_mean, network.encoder.to_logvar):

@@ -58,6 +58,7 @@ class Task:
         Metric("checkerboard", "dB", "lower", "power of samples at periods of 2 and 4 pixels over that beside them"),
         Metric("val_reconstruction", "1", "lower", "reconstruction term of the loss, as the write-up validates it"),
         Metric("val_loss", "1", "lower", "the whole loss after warm-up, as the write-up validates it (its ELBO)"),
+        Metric("selection", "1", "lower", "which of the two the write-up's program picks its best model by"),
     )
     loss_term_names = ("reconstruction", "kl", "spectral")
     diagnostics = ("mu_absmax", "logvar_max")
@@ -84,13 +85,15 @@ class Task:
         context.diagnostic("logvar_max", posterior.logvar.amax())
         context.count_limited(posterior.num_cut)
         rebuilt = network.decode(posterior.sample(context.generator("latents")))
-        return self._terms(batch, rebuilt, kl_per_latent(posterior.mean, posterior.logvar))
+        kl = kl_per_latent(posterior.mean, posterior.logvar)
+        context.count_limited(kl < (self._config.losses.free_bits or 0.0))
+        return self._terms(batch, rebuilt, kl)
 
     def evaluate(self, network: KLAutoencoder, batch: Tensor, context: StepContext) -> Mapping[str, Partial]:
         """``batch`` (B, 1, N, N); as many samples of the prior are made beside it."""
         rebuilt, posterior = network(batch)
         resampled = network.decode(posterior.sample(context.generator("latents")))
-        made_up = network.decode(self._prior_latents(len(batch), context))
+        made_up = network.decode(_prior_latents(len(batch), self._latent_shape, context))
         kl = kl_per_latent(posterior.mean.double(), posterior.logvar.double())  # fp32 overflows at a logvar of 89
         validated = resampled if self._config.losses.evaluation == "sample" else rebuilt
         terms = self._terms(batch, validated, kl)
@@ -128,6 +131,7 @@ class Task:
             "sharpness": means["sharpness_rebuilt"] / means["sharpness_images"],
             "prior_sharpness": means["sharpness_made_up"] / means["sharpness_images"],
             "prior_diversity": means["diversity_made_up"] / means["diversity_images"],
+            "selection": means[f"val_{losses.best_by}"],
             "checkerboard": 10.0 * math.log10(means["on_grid"] / means["beside"]),
         }
 
@@ -160,7 +164,8 @@ class Task:
         images = self._films.validation.batch(slice(0, 8)).to(context.device)
         rebuilt, posterior = network(images)
         resampled = network.decode(posterior.sample(context.generator("pictures")))
-        made_up = network.decode(self._prior_latents(2 * len(images), context))
+        shape = (self._config.network.sample_channels or self._latent_shape[0], *self._latent_shape[1:])
+        made_up = network.decode(_prior_latents(2 * len(images), shape, context))
         return [
             Picture("films_from_mean_from_sample", sheet([images, rebuilt, resampled])),
             Picture("samples_of_the_prior", sheet(made_up.split(len(images)))),
@@ -188,11 +193,6 @@ class Task:
             return gaussian_nll
         return lambda rebuilt, images: l1_ssim(rebuilt, images, losses.scales)
 
-    def _prior_latents(self, num: int, context: StepContext) -> Tensor:
-        """(num, L, n, n) of N(0, 1)."""
-        generator = context.generator("prior")
-        return torch.randn((num, *self._latent_shape), generator=generator, device=context.device)
-
     def _scores(self, predict: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
         films = self._films.validation
         psnr, similarity = 0.0, 0.0
@@ -201,6 +201,11 @@ class Task:
             psnr += float(psnr_db(images, predicted).sum())
             similarity += float(ssim_of_images(images, predicted).sum())
         return {"psnr": psnr / len(films), "ssim": similarity / len(films)}
+
+
+def _prior_latents(num: int, shape: tuple[int, ...], context: StepContext) -> Tensor:
+    """(num, L, n, n) of N(0, 1), L and n from ``shape``."""
+    return torch.randn((num, *shape), generator=context.generator("prior"), device=context.device)
 
 
 def _between_images(posterior: Posterior) -> dict[str, Tensor]:
