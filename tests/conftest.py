@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from hpcstab.config import load_experiment, model_names, parse_overrides, resolve
+from hpcstab.config import (
+    Experiment,
+    load_experiment,
+    model_names,
+    parse_overrides,
+    parse_variant,
+    resolve,
+    variant_names,
+)
 from hpcstab.identity import create_run
 from hpcstab.rundir import RunDir, begin_attempt, end_attempt
 
@@ -16,6 +24,16 @@ MODELS = model_names()
 """Tests iterate over the registry, so that a later model is covered without a new test."""
 
 MakeRun = Callable[..., RunDir]
+
+
+def distinct_variants(experiment: Experiment) -> list[str]:
+    """The named variants without second names for the same fixes (``round1`` for ``before``)."""
+    return list(dict.fromkeys(parse_variant(experiment, name).name for name in variant_names(experiment)))
+
+
+def with_one_change(experiment: Experiment, fix: str) -> str:
+    """``before`` with the fix, or without it where ``before`` has it."""
+    return f"before-{fix}" if fix in experiment.file.variants.get("before", ()) else f"before+{fix}"
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ N = edge of a film in pixels. NumPy only.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from hpcstab.errors import DataError
 from hpcstab.seeds import keyed_seed
 
-Field = NDArray[np.float32]
+Field = NDArray[np.floating[Any]]
 MIN_SIZE = 16
 
 
@@ -100,7 +101,8 @@ def chest_film(size: int, seed: int, sample_id: int) -> NDArray[np.uint8]:
     grey = 1.0 - np.exp(-chest.exposure * _absorption(chest, size))
     generator = np.random.default_rng(keyed_seed(seed, "chest_noise", sample_id, size))
     grey += chest.noise * generator.standard_normal(grey.shape, dtype=np.float32)
-    return np.round(np.clip(grey, 0.0, 1.0) * 255.0).astype(np.uint8)
+    film: NDArray[np.uint8] = np.round(np.clip(grey, 0.0, 1.0) * 255.0).astype(np.uint8)
+    return film
 
 
 def _absorption(chest: Chest, size: int) -> Field:
@@ -121,7 +123,7 @@ def _absorption(chest: Chest, size: int) -> Field:
     vertebrae = 0.8 + 0.2 * np.cos(2.0 * np.pi * 1.7 * chest.rib_count * y / 1.6)
     spine = np.exp(-((x / 0.10) ** 4)) * vertebrae
     clavicles = np.exp(-(((y - chest.clavicle_height + 0.25 * (distance - 0.4)) / 0.045) ** 2))
-    clavicles *= _inside((distance / 0.72) ** 8, 0.2) * (distance > 0.08)
+    clavicles = clavicles * _inside((distance / 0.72) ** 8, 0.2) * (distance > 0.08)
     opacity = max(chest.opacity_density, 0.0) * _blob(
         x - chest.opacity_x, y - chest.opacity_y, chest.opacity_size, 1.3 * chest.opacity_size, sharpness=1.0
     )
@@ -153,7 +155,7 @@ def _lung(chest: Chest, x: Field, y: Field, side: float) -> Field:
 
 
 def _heart(chest: Chest, x: Field, y: Field) -> Field:
-    """The heart's shadow, an ellipse that leans to the left side (the film's right), under that of the great vessels."""
+    """The shadow of the heart, an ellipse that leans to the film's right, and of the great vessels above it."""
     across, down = x - chest.heart_shift, y - 0.24
     muscle = _blob(across - 0.35 * down, 0.35 * across + down, chest.heart_size, 1.15 * chest.heart_size, sharpness=3.0)
     vessels = np.exp(-(((x - 0.02) / 0.17) ** 4)) * _step((0.35 - y) / 0.1) * _step((y + 0.6) / 0.2)

@@ -17,10 +17,11 @@ class Network(Section):
     """Encoder 1 -> channels -> latent and its mirror; each of the ``channels`` halves the edge of the image.
 
     ``skip_norm``: what follows the convolution of a skip branch. ``init``: PyTorch's own, or Kaiming normal for all
-    convolutions by fan_out or by fan_in. ``head_init``: the heads of mean and log-variance like all others (``shared``), or
-    Xavier uniform with gain 0.01 (``near_zero``). ``logvar``: as it is, cut at +-10 (``clamp``: no gradient outside), or
-    10 tanh(x / 10) (``bounded``). ``attention``: at a sixteenth of the edge, in both halves; ``attention_init`` is that
-    of its output projection. ``sample_channels``: of the prior samples in the pictures; null: those of the latents.
+    convolutions by fan_out or by fan_in. ``head_init``: the heads of mean and log-variance like all others
+    (``shared``), or Xavier uniform with gain 0.01 (``near_zero``). ``logvar``: as it is, cut at +-10 (``clamp``: no
+    gradient outside), or 10 tanh(x / 10) (``bounded``). ``attention``: at a sixteenth of the edge, in both halves;
+    ``attention_init`` is that of its output projection. ``sample_channels``: of the prior samples in the pictures;
+    null: those of the latents.
     """
 
     channels: Annotated[tuple[int, ...], Strict(False)] = Field(min_length=2)

@@ -34,7 +34,9 @@ def effective_beta(kl_weight: float, reduction: Reduction, num_pixels: int, num_
     return kl_weight * (num_pixels / num_latents if reduction == "mean" else 1.0)
 
 
-def reduced(reconstruction: Tensor, kl: Tensor, reduction: Reduction, num_pixels: int, num_latents: int) -> list[Tensor]:
+def reduced(
+    reconstruction: Tensor, kl: Tensor, reduction: Reduction, num_pixels: int, num_latents: int
+) -> list[Tensor]:
     """A reconstruction per pixel and a KL per latent (scalars) as the two terms of the loss."""
     if reduction == "sum":
         return [reconstruction * num_pixels, kl * num_latents]
@@ -59,6 +61,12 @@ def with_free_bits(kl: Tensor, free_bits: float | None) -> Tensor:
     Inverse Autoregressive Flow" (NeurIPS 2016), take the mean over the batch first.
     """
     return kl.mean() if free_bits is None else kl.clamp(min=free_bits).mean()
+
+
+@fp32_island
+def squared_error(reconstruction: Tensor, images: Tensor) -> Tensor:
+    """Mean over all pixels, a scalar >= 0. Both (B, 1, N, N)."""
+    return functional.mse_loss(reconstruction, images)
 
 
 @fp32_island

@@ -9,7 +9,7 @@ Latent Diffusion Models" (CVPR 2022), at a factor of 32.
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from hpcstab.models.vae2d.config import NUM_ATTENTION_GROUPS
 from hpcstab.models.vae2d.config import Network as Keys
+from hpcstab.stability.numerics import fp32_island
 
 LOGVAR_BOUND = 10.0
 _LEAK = 0.2
@@ -24,7 +25,7 @@ _NEAR_ZERO_GAIN = 0.01
 
 
 class Posterior(NamedTuple):
-    """A diagonal normal over the latents: ``mean`` and ``logvar`` (B, L, n, n), float32.
+    """A diagonal normal over the latents: ``mean`` and ``logvar`` (B, L, n, n), at least float32.
 
     ``num_cut``: entries of logvar that a clamp has cut, a scalar.
     """
@@ -35,7 +36,7 @@ class Posterior(NamedTuple):
 
     def sample(self, generator: torch.Generator) -> Tensor:
         """One draw (B, L, n, n) with the reparametrisation mean + exp(logvar / 2) * noise."""
-        noise = torch.randn(self.mean.shape, generator=generator, device=generator.device)
+        noise = torch.randn(self.mean.shape, generator=generator, device=generator.device, dtype=self.mean.dtype)
         return self.mean + (0.5 * self.logvar).exp() * noise
 
 
@@ -47,9 +48,7 @@ class DownBlock(nn.Module):
         self.main = nn.Sequential(
             nn.Conv2d(num_in, num_out, kernel_size=4, stride=2, padding=1), nn.BatchNorm2d(num_out)
         )
-        self.skip = nn.Sequential(
-            nn.Conv2d(num_in, num_out, kernel_size=1, stride=2), *_norm_of_skip(num_out, keys)
-        )
+        self.skip = nn.Sequential(nn.Conv2d(num_in, num_out, kernel_size=1, stride=2), *_norm_of_skip(num_out, keys))
 
     def forward(self, features: Tensor) -> Tensor:
         return functional.relu(self.main(features) + self.skip(features))
@@ -67,8 +66,8 @@ class UpBlock(nn.Module):
         super().__init__()
         self.activation: nn.Module = nn.ReLU() if keys.up_activation == "relu" else nn.LeakyReLU(_LEAK)
         if keys.upsampling == "transposed":
-            up = [nn.ConvTranspose2d(num_in, num_out, kernel_size=4, stride=2, padding=1)]
-            skip = [nn.ConvTranspose2d(num_in, num_out, kernel_size=1, stride=2, output_padding=1)]
+            up: list[nn.Module] = [nn.ConvTranspose2d(num_in, num_out, kernel_size=4, stride=2, padding=1)]
+            skip: list[nn.Module] = [nn.ConvTranspose2d(num_in, num_out, kernel_size=1, stride=2, output_padding=1)]
         else:
             up = [_double(), nn.Conv2d(num_in, num_out, kernel_size=3, padding=1)]
             skip = [_double(), nn.Conv2d(num_in, num_out, kernel_size=1)]
@@ -120,13 +119,15 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Posterior:
         features = self.features(images)
-        mean, raw = self.to_mean(features).float(), self.to_logvar(features).float()
-        logvar, num_cut = raw, raw.new_zeros(())
+        return self._posterior(self.to_mean(features), self.to_logvar(features))
+
+    @fp32_island
+    def _posterior(self, mean: Tensor, raw: Tensor) -> Posterior:
         if self._bound == "clamp":
-            logvar, num_cut = raw.clamp(-LOGVAR_BOUND, LOGVAR_BOUND), (raw.detach().abs() > LOGVAR_BOUND).sum()
-        elif self._bound == "bounded":
-            logvar = LOGVAR_BOUND * torch.tanh(raw / LOGVAR_BOUND)
-        return Posterior(mean, logvar, num_cut)
+            num_cut = (raw.detach().abs() > LOGVAR_BOUND).sum()
+            return Posterior(mean, raw.clamp(-LOGVAR_BOUND, LOGVAR_BOUND), num_cut)
+        logvar = LOGVAR_BOUND * torch.tanh(raw / LOGVAR_BOUND) if self._bound == "bounded" else raw
+        return Posterior(mean, logvar, raw.new_zeros(()))
 
 
 class Decoder(nn.Module):
@@ -162,9 +163,9 @@ class KLAutoencoder(nn.Module):
         return posterior
 
     def decode(self, latents: Tensor) -> Tensor:
-        """(B, L, n, n) -> images (B, 1, N, N) in (0, 1), float32."""
+        """(B, L, n, n) -> images (B, 1, N, N) in (0, 1)."""
         images: Tensor = self.decoder(latents)
-        return images.float()
+        return images
 
     def forward(self, images: Tensor) -> tuple[Tensor, Posterior]:
         posterior = self.encode(images)
@@ -179,7 +180,7 @@ def initialize(network: KLAutoencoder, keys: Keys) -> None:
     last convolution, 32 channels to 1, starts in the flat ends of the sigmoid.
     """
     if keys.init != "default":
-        mode = "fan_out" if keys.init == "kaiming_fan_out" else "fan_in"
+        mode: Literal["fan_in", "fan_out"] = "fan_out" if keys.init == "kaiming_fan_out" else "fan_in"
         for layer in network.modules():
             if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
                 nn.init.kaiming_normal_(layer.weight, mode=mode, nonlinearity="relu")

@@ -21,6 +21,7 @@ from hpcstab.models.vae2d.losses import (
     l1_ssim,
     reduced,
     spectral_l1,
+    squared_error,
     with_free_bits,
 )
 from hpcstab.models.vae2d.metrics import (
@@ -50,8 +51,12 @@ class Task:
         Metric("free_bits", "nat", "lower", "the floor that the loss puts under the KL of each latent; 0 is none"),
         Metric("active_units", "1", "higher", "latents whose mean varies between images (variance above 0.01)"),
         Metric("num_latents", "1", "lower", "latents of an image"),
-        Metric("beta", "1", "lower", "effective beta: KL weight where both terms are sums over an image, after warm-up"),
-        Metric("aggregate_kl", "nat", "lower", "KL of all posteriors together from the prior, a latent: room for ghosts"),
+        Metric(
+            "beta", "1", "lower", "effective beta: KL weight where both terms are sums over an image, after warm-up"
+        ),
+        Metric(
+            "aggregate_kl", "nat", "lower", "KL of all posteriors together from the prior, a latent: room for ghosts"
+        ),
         Metric("sharpness", "1", "higher", "mean gradient of images rebuilt from the mean over that of the images"),
         Metric("prior_sharpness", "1", "higher", "mean gradient of samples of the prior over that of the images"),
         Metric("prior_diversity", "1", "higher", "variance between samples of the prior over that between the images"),
@@ -168,7 +173,7 @@ class Task:
         made_up = network.decode(_prior_latents(2 * len(images), shape, context))
         return [
             Picture("films_from_mean_from_sample", sheet([images, rebuilt, resampled])),
-            Picture("samples_of_the_prior", sheet(made_up.split(len(images)))),
+            Picture("samples_of_the_prior", sheet(made_up.chunk(2))),
         ]
 
     def check_data(self) -> Sequence[DataFinding]:
@@ -180,7 +185,9 @@ class Task:
         """The unweighted terms of the loss from the KL of every latent (B, L, n, n)."""
         losses = self._config.losses
         mean_kl = with_free_bits(kl, losses.free_bits)
-        terms = reduced(self._reconstruct(rebuilt, images), mean_kl, losses.reduction, self._num_pixels, self._num_latents)
+        terms = reduced(
+            self._reconstruct(rebuilt, images), mean_kl, losses.reduction, self._num_pixels, self._num_latents
+        )
         return dict(zip(self.loss_term_names, [*terms, spectral_l1(rebuilt, images)], strict=True))
 
     @cached_property
@@ -188,7 +195,7 @@ class Task:
         """The reconstruction per pixel that the config asks for."""
         losses = self._config.losses
         if losses.reconstruction == "mse":
-            return torch.nn.functional.mse_loss
+            return squared_error
         if losses.reconstruction == "gaussian":
             return gaussian_nll
         return lambda rebuilt, images: l1_ssim(rebuilt, images, losses.scales)
