@@ -60,9 +60,11 @@ def grid_powers(images: Tensor) -> tuple[Tensor, Tensor]:
 def active_units(means: Tensor) -> Tensor:
     """Latents whose posterior mean varies between images with a variance above 0.01: how many carry something.
 
-    Source: Burda et al., "Importance Weighted Autoencoders" (ICLR 2016), section 5.2; here over a batch of B >= 2.
+    Source: Burda et al., "Importance Weighted Autoencoders" (ICLR 2016), section 5.2; here over a batch. In one of a
+    single image nothing varies.
     """
-    return (means.double().var(dim=0) > ACTIVE_VARIANCE).sum()
+    variances = means.double().var(dim=0, correction=1 if len(means) > 1 else 0)
+    return (variances > ACTIVE_VARIANCE).sum()
 
 
 def aggregate_kl(means: Tensor, logvar: Tensor) -> Tensor:

@@ -130,14 +130,21 @@ class Task:
         losses = self._config.losses
         averaged = ("psnr", "psnr_sampled", "ssim", "ssim_sampled", "kl_raw", "active_units", "aggregate_kl")
         return {name: means[name] for name in (*averaged, "val_reconstruction", "val_loss")} | {
-            "free_bits": losses.free_bits or 0.0,
-            "num_latents": float(self._num_latents),
-            "beta": effective_beta(losses.weights.kl, losses.reduction, self._num_pixels, self._num_latents),
+            **self.constant_figures(),
             "sharpness": means["sharpness_rebuilt"] / means["sharpness_images"],
             "prior_sharpness": means["sharpness_made_up"] / means["sharpness_images"],
             "prior_diversity": means["diversity_made_up"] / means["diversity_images"],
             "selection": means[f"val_{losses.best_by}"],
             "checkerboard": 10.0 * math.log10(means["on_grid"] / means["beside"]),
+        }
+
+    def constant_figures(self) -> dict[str, float]:
+        """What the config alone says, shown in every evaluation beside what it explains."""
+        losses = self._config.losses
+        return {
+            "free_bits": losses.free_bits or 0.0,
+            "num_latents": float(self._num_latents),
+            "beta": effective_beta(losses.weights.kl, losses.reduction, self._num_pixels, self._num_latents),
         }
 
     def baselines(self) -> Sequence[Baseline]:

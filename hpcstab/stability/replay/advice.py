@@ -78,8 +78,8 @@ def advise(finding: Finding, explanation: Explanation | None, evidence: Evidence
     if products:
         return Advice(
             "layer",
-            f"{_at(finding)} overflows, and a product with 0{_line(products[-1])} makes NaN of it: leave a term of weight 0"
-            " out of the sum, and bound that input before its weight rises",
+            f"{_at(finding)} overflows, and a product with 0{_line(products[-1])} makes NaN of it: leave a term of"
+            " weight 0 out of the sum, and bound that input before its weight rises",
         )
     return _overflow(finding, explanation, evidence)
 
