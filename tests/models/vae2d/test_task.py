@@ -182,8 +182,8 @@ def test_full_is_the_write_up() -> None:
         variant: dict(leaf_keys(resolve(experiment, variant, "full").config))
         for variant in ("round0", "round1", "round2", "round3", "round5", "round6", "round5+warmup_80")
     }
-    ramp = {variant: str(values["losses.phases"]["kl"].ramp) for variant, values in resolved.items()}
-    start = {variant: str(values["losses.phases"]["kl"].start) for variant, values in resolved.items()}
+    ramp = {variant: str(values["losses.phases.kl.ramp"]) for variant, values in resolved.items()}
+    start = {variant: str(values["losses.phases.kl.start"]) for variant, values in resolved.items()}
     assert set(start.values()) == {"1 epochs"}  # weight 0 in epoch 0, whole at the end of a warm-up of 20, 40, 80
     assert (ramp["round1"], ramp["round5"], ramp["round5+warmup_80"]) == ("19 epochs", "39 epochs", "79 epochs")
     channels = [resolved[variant]["network.latent_channels"] for variant in ("round0", "round1", "round5")]
