@@ -12,9 +12,7 @@ from hpcstab.config import (
     load_experiment,
     model_names,
     parse_overrides,
-    parse_variant,
     resolve,
-    variant_names,
 )
 from hpcstab.identity import create_run
 from hpcstab.rundir import RunDir, begin_attempt, end_attempt
@@ -24,11 +22,6 @@ MODELS = model_names()
 """Tests iterate over the registry, so that a later model is covered without a new test."""
 
 MakeRun = Callable[..., RunDir]
-
-
-def distinct_variants(experiment: Experiment) -> list[str]:
-    """The named variants without second names for the same fixes (``round1`` for ``before``)."""
-    return list(dict.fromkeys(parse_variant(experiment, name).name for name in variant_names(experiment)))
 
 
 def with_one_change(experiment: Experiment, fix: str) -> str:

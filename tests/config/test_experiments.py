@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hpcstab.config import Experiment, leaf_keys, load_experiment, resolve, variant_names
-from tests.conftest import MODELS, distinct_variants, with_one_change
+from hpcstab.config import Experiment, distinct_variants, leaf_keys, load_experiment, resolve, variant_names
+from tests.conftest import MODELS, with_one_change
 
 
 @pytest.fixture(params=MODELS)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from hpcstab.config import load_experiment
+from hpcstab.config import distinct_variants, load_experiment
 from hpcstab.execute import load_task, read_config
 from hpcstab.judgement import judge
 from hpcstab.metrics import read_rows
 from hpcstab.rundir import read_json
-from tests.conftest import MODELS, MakeRun, distinct_variants, with_one_change
+from tests.conftest import MODELS, MakeRun, with_one_change
 
 VARIANTS = [(model, variant) for model in MODELS for variant in distinct_variants(load_experiment(model))]
 FIXES = [(model, fix) for model in MODELS for fix in load_experiment(model).file.fixes]
