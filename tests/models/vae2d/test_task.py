@@ -130,7 +130,7 @@ def test_diagnostics_and_limits_of_a_step() -> None:
     assert set(context.diagnostics) == {"mu_absmax", "logvar_max"}
     assert float(context.diagnostics["logvar_max"]) < 1.0
     masked, limited = context.counts()
-    assert (int(masked), int(limited)) == (0, 4 * 16 * 4 * 4)
+    assert (int(masked), int(limited)) == (0, 4 * 16 * 3 * 3)
 
 
 def test_loss_is_the_same_for_a_resumed_step() -> None:
@@ -148,7 +148,7 @@ def test_pictures_are_two_sheets() -> None:
     with torch.no_grad():
         pictures = task.samples(task.network().eval(), CONTEXT)
     assert [picture.name for picture in pictures] == ["films_from_mean_from_sample", "samples_of_the_prior"]
-    tile = 2 * 64 + 4
+    tile = 2 * 48 + 4
     assert pictures[0].pixels.shape == (3 * tile, 4 * tile)  # 4 held-out films
     assert pictures[1].pixels.shape == (2 * tile, 4 * tile)
     assert {field.name for field in fields(Picture)} == {"name", "pixels"}
