@@ -1,6 +1,6 @@
 # Every target sets up what it needs; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup submit status watch report test test-slow test-slurm slurm-up slurm-down torture check bench reports clean
+.PHONY: help setup submit status watch report test test-slow test-slurm test-gpu slurm-up slurm-down torture check bench reports clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -61,6 +61,9 @@ slurm-down:  ## stop the lab; leaves nothing behind
 test-slurm: $(READY)  ## tests on real Slurms, four side by side (at most 15 minutes; root, apt)
 	$(PYTHON) jobs/lab/lab.py install
 	OMP_NUM_THREADS=1 HPCSTAB_REQUIRE_LAB=1 $(VENV)/bin/python -m pytest -n 4 --dist loadgroup -m slurm
+
+test-gpu: $(READY)  ## what can only be seen on a GPU: no step waits for it, the fault matrix, replay
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/stability tests/faults/test_matrix.py -k "gpu or fault_is_found or replay"
 
 bench: $(READY)  ## timings of start-up, status and a hardened step, as printed figures
 	$(VENV)/bin/python -m tests.benchmarks.startup

@@ -53,6 +53,14 @@ def lower_bound(values: Tensor, bound: float) -> Tensor:
     return cast(Tensor, _LowerBound.apply(values, bound))  # type: ignore[no-untyped-call]
 
 
+def at_least_fp32(values: Tensor) -> Tensor:
+    """fp16 and bf16 as fp32, anything wider as it is: for sums and losses, instead of ``.float()``.
+
+    ``.float()`` would round fp64 down, and a replay in fp64 could not tell whether precision was the cause.
+    """
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
 def fp32_island(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """``function`` in full precision inside an autocast region: for a loss term that fp16 or bf16 would break.
 
@@ -76,7 +84,7 @@ def fp32_island(function: Callable[Parameters, Result]) -> Callable[Parameters, 
 
 def _widened(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+        return at_least_fp32(value)
     if isinstance(value, dict):
         return {key: _widened(entry) for key, entry in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ def seed_all(seed: int) -> None:
 def take_random_state() -> dict[str, Any]:
     """The state of all of them, as tensors and plain values."""
     version, words, gauss = random.getstate()
-    numpy_state: Any = np.random.get_state(legacy=False)
+    numpy_state = _numpy_state()
     state: dict[str, Any] = {
         "python": [version, list(words), gauss],
         "numpy": {
@@ -51,6 +52,41 @@ def put_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all([each.cpu() for each in state["cuda"]])
 
 
+class _NumpyGenerator:
+    """NumPy's global generator, read out only where something was drawn since.
+
+    Reading it out costs 30 us, two thirds of a snapshot, and most loops never draw from it; its memory is compared in
+    less than one. A normal number that waits in it can be drawn without a trace there: then it is read out.
+    """
+
+    _NUM_BYTES = 625 * 4  # 624 words and a position
+
+    def __init__(self) -> None:
+        self._generator: Any = None
+        self._address = 0
+        self._memory = b""
+        self._state: dict[str, Any] = {"has_gauss": True}
+
+    def state(self) -> dict[str, Any]:
+        generator = np.random.mtrand._rand._bit_generator
+        if type(generator).__name__ != "MT19937":
+            return _numpy_state()
+        if generator is not self._generator:
+            self._generator, self._address = generator, generator.ctypes.state_address
+        memory = ctypes.string_at(self._address, self._NUM_BYTES)
+        if memory != self._memory or self._state["has_gauss"]:
+            self._memory, self._state = memory, _numpy_state()
+        return self._state
+
+
+def _numpy_state() -> dict[str, Any]:
+    state: Any = np.random.get_state(legacy=False)
+    return dict(state)
+
+
+_NUMPY = _NumpyGenerator()
+
+
 @dataclass(frozen=True)
 class RandomSnapshot:
     """The state of all of them in their own form: cheap enough for every step, and not for a file."""
@@ -64,7 +100,7 @@ class RandomSnapshot:
     def take(cls) -> RandomSnapshot:
         # a GPU's generator lives on the host: its state is read without waiting for the device
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
-        return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda)
+        return cls(random.getstate(), _NUMPY.state(), torch.get_rng_state(), cuda)
 
     def put(self) -> None:
         """Make the generators what they were."""

@@ -37,10 +37,10 @@ class TrainingContext:
     def count_limited(self, firings: Tensor) -> None:
         self._limited.append(firings.detach().sum())
 
-    def counts(self) -> tuple[Tensor, Tensor]:
-        """(masks fired, limits fired) in this step, float64 scalars on the device."""
-        return self._sum(self._masked), self._sum(self._limited)
+    def counts(self) -> tuple[Tensor | None, Tensor | None]:
+        """(masks fired, limits fired) in this step, float64 scalars on the device; None where the task counts none."""
+        return _sum(self._masked), _sum(self._limited)
 
-    def _sum(self, firings: list[Tensor]) -> Tensor:
-        zero = torch.zeros((), device=self.device, dtype=torch.float64)
-        return torch.stack([firing.double() for firing in firings]).sum() if firings else zero
+
+def _sum(firings: list[Tensor]) -> Tensor | None:
+    return torch.stack([firing.double() for firing in firings]).sum() if firings else None

@@ -15,6 +15,10 @@ class StateFault(Diverged):
         self.step = step
 
 
+class NothingValid(Diverged):
+    """An evaluation without one valid batch; where guards are on, the training goes back with a lower learning rate."""
+
+
 class Halted(Exception):  # noqa: N818 - it is a result, not an error
     """A rule ended the run, whose parameters are finite: going on would only repeat what was tried."""
 

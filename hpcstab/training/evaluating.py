@@ -8,7 +8,7 @@ import torch
 
 from hpcstab.stability.finite import nonfinite_names
 from hpcstab.training.batchnorm import check_statistics_now
-from hpcstab.training.ends import Diverged
+from hpcstab.training.ends import Diverged, NothingValid
 from hpcstab.training.evaluation import Evaluation, EvaluationContext, evaluate
 from hpcstab.training.precision import autocast
 from hpcstab.training.rollback import check_whole_state
@@ -29,7 +29,7 @@ def evaluate_network(trainer: Trainer) -> None:
     looks well for a while after its weights have gone wrong.
 
     Raises:
-        Diverged: parameters are not finite, or no batch was valid.
+        Diverged: parameters are not finite, or no batch was valid (NothingValid, which is one).
         Halted: running statistics had to be repaired once too often.
         Exception: that of the task, where every batch raises the same type and no number is to blame.
     """
@@ -143,7 +143,7 @@ def _end_without_evaluation(trainer: Trainer, evaluation: Evaluation, weights: W
     if trainer.step == 0:
         return  # nothing was trained yet: step 0 shows its own loss, and the steps decide
     trainer.records.nonfinite(trainer.step, what="evaluation")
-    raise Diverged(
+    raise NothingValid(
         f"evaluation at step {trainer.step}: none of {evaluation.num_batches} batches was valid;"
         f" the first: {evaluation.failed[0].reason}"
     )

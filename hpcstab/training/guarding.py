@@ -15,7 +15,7 @@ from hpcstab.stability.guards.headroom import HeadroomGuard
 from hpcstab.stability.guards.ladder import Ladder
 from hpcstab.stability.guards.spikes import SpikeGuard
 from hpcstab.stability.guards.stalled import StalledGuard
-from hpcstab.training.ends import Halted
+from hpcstab.training.ends import Halted, NothingValid
 from hpcstab.training.rollback import go_back_for
 
 if TYPE_CHECKING:
@@ -135,6 +135,20 @@ def answer_verdict(trainer: Trainer) -> None:
             f"guard {finding.guard} asked for {told['asked']} at step {trainer.step}, and no rung is left: "
             f"{ladder.num_backoffs} back-offs and {ladder.num_rollbacks} rollbacks were used"
         )
+
+
+def answer_empty_evaluation(trainer: Trainer, empty: NothingValid) -> None:
+    """The weights are finite and nothing comes out of them: go back to before, with a lower learning rate.
+
+    Raises:
+        Halted: no rung is left.
+    """
+    assert trainer.guarding is not None
+    ladder = trainer.guarding.ladder
+    if ladder.climb(Verdict.ROLLBACK) != Verdict.ROLLBACK:
+        raise Halted(f"{empty}, and no rung is left: {ladder.num_rollbacks} rollbacks were used")
+    told = {"guard": "evaluation", "reason": str(empty), "asked": "rollback"}
+    go_back_for(trainer, told, began_at=trainer.step - 1)
 
 
 def _told(finding: Finding) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hpcstab.config.common import PrecisionConfig
 from hpcstab.seeds import keyed_seed
 from hpcstab.stability.batchnorm.running_statistics import Findings, RunningStatistics
-from hpcstab.stability.deferred import Deferred
+from hpcstab.stability.deferred import Deferred, stacked
 from hpcstab.stability.gate.gate import Decision, Gate
 from hpcstab.stability.gate.retrial import reason_of
 from hpcstab.stability.guards.health import HealthProbe, Readings
@@ -94,6 +94,10 @@ class StepRunner:
     measures_health: bool = False
     ranks: Ranks = ALONE
 
+    def __post_init__(self) -> None:
+        # 0 and 1 on the device: a step that makes them anew waits for a copy
+        self._constants = (torch.zeros((), device=self.device), torch.ones((), device=self.device))
+
     def launch(
         self,
         item: StepBatch,
@@ -116,19 +120,21 @@ class StepRunner:
         set_learning_rate(self.optimizer, lr)
         self.optimizer.zero_grad(set_to_none=True)
         self.gate.begin(item.step)
-        self.ranks.take_buffers_of_first(self.gate.buffers.current())
+        if self.ranks.count > 1:
+            self.ranks.take_buffers_of_first(self.gate.buffers.current())
         loss, figures, term_norms = self.gradients(item, probes=probes)
-        self.ranks.average_gradients(self._parameters())
+        if self.ranks.count > 1:
+            self.ranks.average_gradients(self._parameters())
         probe = self._probe() if probes else None
         health = self._health_probe() if checks and self.measures_health else None
         decision = self.gate.step(loss)
         norms = probe.after_step() if probe is not None else None
         readings = health.after_step(item.step) if health is not None else None
         statistics = self.statistics.check(decision.refused) if checks_statistics else None
-        state_finite = finite_flag(self.state_tensors()) if checks else decision.bad.new_ones(())
-        figures = _signals(loss, decision, state_finite) | {"stop_asked": loss.new_tensor(stop_asked)} | figures
-        values = self.ranks.gather(torch.stack([figure.detach().double() for figure in figures.values()]))
-        return Pending(item, lr, tuple(figures), Deferred(values.flatten()), norms, term_norms, statistics, readings)
+        state_finite = finite_flag(self.state_tensors()) if checks else self._constants[1]
+        figures = _signals(loss, decision, state_finite) | {"stop_asked": self._constants[stop_asked]} | figures
+        values = self.ranks.gather(stacked(list(figures.values()))).flatten()
+        return Pending(item, lr, tuple(figures), Deferred(values), norms, term_norms, statistics, readings)
 
     def seed_step(self, step: int) -> None:
         """Dropout and the like draw the same whenever a step runs: on a resume, after a refusal, in a replay."""
@@ -211,7 +217,8 @@ class StepRunner:
             raise ValueError(f"the task declares and records different diagnostics: {', '.join(sorted(missing))}")
         figures = {f"loss_{name}": term.detach() for name, term in terms.items()}
         figures |= {f"diag_{name}": context.diagnostics[name] for name in self.task.diagnostics}
-        return figures | dict(zip(_COUNTS, context.counts(), strict=True))
+        counts = (self._constants[0] if count is None else count for count in context.counts())
+        return figures | dict(zip(_COUNTS, counts, strict=True))
 
 
 def _signals(loss: Tensor, decision: Decision, state_finite: Tensor) -> dict[str, Tensor]:
@@ -247,10 +254,10 @@ def _merged(name: str, values: list[float]) -> float:
 
 def _combined(name: str, values: list[Tensor]) -> Tensor:
     """One figure of the step from those of its micro-batches: means of losses, sums of counts, largest diagnostics."""
-    stacked = torch.stack([value.double() for value in values])
+    parts = torch.stack([value.double() for value in values])
     if name in _COUNTS:
-        return stacked.sum()
-    return stacked.amax() if name.startswith("diag_") else stacked.mean()
+        return parts.sum()
+    return parts.amax() if name.startswith("diag_") else parts.mean()
 
 
 def _typed(name: str, value: float) -> float:

@@ -26,10 +26,10 @@ from hpcstab.training.batches import StepBatch, TrainingBatches
 from hpcstab.training.batchnorm import BatchNormCare, check_statistics_now, finish_repairs, read_statistics
 from hpcstab.training.cadence import Cadence
 from hpcstab.training.context import TrainingContext
-from hpcstab.training.ends import Diverged, Halted, StateFault, Stopped
+from hpcstab.training.ends import Diverged, Halted, NothingValid, StateFault, Stopped
 from hpcstab.training.evaluating import check_state, evaluate_network
 from hpcstab.training.failure import FailureWatch
-from hpcstab.training.guarding import Guarding, answer_verdict, verdict_is_due
+from hpcstab.training.guarding import Guarding, answer_empty_evaluation, answer_verdict, verdict_is_due
 from hpcstab.training.optimizers import learning_rate
 from hpcstab.training.pictures import save_samples
 from hpcstab.training.precision import device_facts
@@ -151,6 +151,10 @@ class Trainer:
             record_held(self, self.in_flight)
             self.in_flight.clear()
             go_back_after(self, fault)
+        except NothingValid as empty:
+            if self.guarding is None:
+                raise
+            answer_empty_evaluation(self, empty)
         return True
 
     def start_batches(self) -> None:

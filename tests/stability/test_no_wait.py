@@ -141,20 +141,57 @@ def test_nor_does_a_real_model(make_run: MakeRun, variant: str) -> None:
     assert_waits_for_nothing(build_trainer(load_task(model, config, 0, "test"), config, run, 0, 1, "psnr"))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: torch's own check for synchronising calls needs one")
-def test_no_call_of_a_healthy_step_synchronises_a_gpu() -> None:
-    for model, optimizer in PAIRS:
-        make, batch = MODELS[model]
-        network = make().cuda()
-        stepping = OPTIMIZERS[optimizer](network.parameters())
-        hardened = harden(network, stepping, max_grad_norm=1.0, ema_decay=0.9)
-        try:
-            for each in hardened.batches([batch().cuda() for _ in range(6)]):
-                loss = network(each).square().mean()
-                loss.backward()
-                hardened.step(loss)
-                stepping.zero_grad()
-                torch.cuda.set_sync_debug_mode("error")  # the first step makes the optimizer's state
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        assert hardened.updates == 6
+needs_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no GPU: torch's own check for synchronising calls needs one"
+)
+
+
+@contextmanager
+def synchronising_calls_raise() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@needs_gpu
+@pytest.mark.parametrize(("model", "optimizer"), PAIRS)
+def test_no_call_of_a_healthy_step_synchronises_a_gpu(model: str, optimizer: str) -> None:
+    make, batch = MODELS[model]
+    network = make().cuda()
+    stepping = OPTIMIZERS[optimizer](network.parameters())
+    hardened = harden(network, stepping, max_grad_norm=1.0, ema_decay=0.9)
+
+    def train_on(batches: list[Tensor]) -> None:
+        for each in hardened.batches(batches):
+            loss = network(each).square().mean()
+            loss.backward()
+            hardened.step(loss)
+            stepping.zero_grad()
+
+    batches = [batch().cuda() for _ in range(6)]
+    train_on(batches[:2])  # the first steps make the optimizer's state
+    with synchronising_calls_raise():
+        train_on(batches[2:])
+    assert hardened.updates == 6
+
+
+@needs_gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("gate", ["step_only", "closed"])
+def test_no_call_of_the_runner_synchronises_a_gpu(tmp_path: Path, gate: str, precision: str) -> None:
+    scale = {"initial": 1024.0, "growth_every": 10} if precision == "fp16" else None
+    config = toy_config(
+        network={"batchnorm": True},
+        trainer={"ema_decay": 0.9, "micro_batches": 2},
+        precision={"dtype": precision, "loss_scale": scale},
+        stability={"gate": gate, "clip_grad_norm": 1.0},
+    )
+    trainer = toy_trainer(tmp_path, ToyTask(config), config)[1]
+    trainer.start_batches()
+    given = [trainer.runner.launch(next(trainer.items), 0.01, probes=True, checks=True) for _ in range(2)]
+    with synchronising_calls_raise():
+        given += [trainer.runner.launch(next(trainer.items), 0.01, probes=True, checks=True) for _ in range(4)]
+    trainer.records.close()
+    assert [pending.read().refused for pending in given] == [False] * 6

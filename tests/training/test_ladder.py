@@ -17,6 +17,7 @@ from hpcstab.config.guards import DEFAULT
 from hpcstab.judgement import judge
 from hpcstab.metrics import read_events, read_history, read_rows
 from hpcstab.rundir import RunDir, read_json
+from hpcstab.task import Sum
 from hpcstab.training import Trainer
 from hpcstab.training.build import build_trainer
 from tests.conftest import MakeRun
@@ -368,6 +369,46 @@ def test_without_guards_a_sick_state_is_divergence(tmp_path: Path) -> None:
     status = read_json(run.status_json)
     assert status is not None
     assert status["first_nonfinite_step"] == 7
+
+
+class Blind(ToyTask):
+    """Evaluations of some training steps give NaN for every batch, though the weights are finite; ``times`` times."""
+
+    def __init__(self, config: Config, steps: tuple[int, ...], times: float) -> None:
+        super().__init__(config)
+        self.steps, self.left = steps, times
+
+    def evaluate(self, network: Any, batch: Any, context: Any) -> Any:
+        sums = super().evaluate(network, batch, context)
+        if context.step not in self.steps or self.left <= 0:
+            return sums
+        self.left -= 0.5  # there are two batches
+        return {name: Sum(part.value * math.nan) for name, part in sums.items()}
+
+
+def test_an_evaluation_without_a_valid_batch_goes_back(tmp_path: Path) -> None:
+    config = guarded(trainer={"evaluate_every": {"steps": 5}})
+    run, trainer, state = trained(tmp_path, Blind(config, (10,), times=1), config)
+    assert state == "completed"
+    (rollback,) = events(run, "rollback")
+    assert (rollback["step"], rollback["data"]["to_step"], rollback["data"]["guard"]) == (10, 5, "evaluation")
+    assert [event["step"] for event in events(run, "eval_empty")] == [10]
+    assert trainer.guarding is not None
+    assert float(read_history(run.metrics_csv)[10]["lr"]) == pytest.approx(0.01 * trainer.guarding.ladder.lr_factor)
+    assert trainer.guarding.ladder.lr_factor < 1.0
+
+
+def test_evaluations_that_stay_empty_halt_with_finite_weights(tmp_path: Path) -> None:
+    config = guarded(trainer={"evaluate_every": {"steps": 5}})
+    run, trainer, state = trained(tmp_path, Blind(config, (10,), times=math.inf), config)
+    assert state == "halted"
+    assert trainer.guarding is not None
+    assert len(events(run, "rollback")) == trainer.guarding.ladder.max_rollbacks
+    (halted,) = events(run, "halted")
+    assert "none of 2 batches was valid" in halted["data"]["reason"]
+    assert judge(run).finite.answer == "yes"
+    open_config = toy_config(trainer={"evaluate_every": {"steps": 5}})
+    assert trained(tmp_path / "open", Blind(open_config, (10,), times=math.inf), open_config)[2] == "diverged"
 
 
 def test_nothing_to_go_back_to_halts(tmp_path: Path) -> None:

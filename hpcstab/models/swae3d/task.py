@@ -25,6 +25,7 @@ from hpcstab.models.swae3d.data import (
 )
 from hpcstab.models.swae3d.losses import sliced_wasserstein, unit_directions
 from hpcstab.models.swae3d.network import SlicedWassersteinAutoencoder
+from hpcstab.stability.numerics import at_least_fp32
 from hpcstab.task import Baseline, DataFinding, Maximum, Metric, Partial, Picture, Split, StepContext, Sum
 
 NUM_PICTURES = 2
@@ -72,14 +73,15 @@ class Task:
         generator = context.generator("sliced_wasserstein")
         directions = unit_directions(self._config.losses.num_projections, latents.shape[1], generator, latents.device)
         prior = torch.randn(latents.shape, generator=generator, device=latents.device)
+        latents = at_least_fp32(latents)
         return {
-            "mse": nn.functional.mse_loss(reconstruction.float(), batch),
-            "sliced_wasserstein": sliced_wasserstein(latents.float(), prior, directions),
+            "mse": nn.functional.mse_loss(at_least_fp32(reconstruction), batch),
+            "sliced_wasserstein": sliced_wasserstein(latents, prior.to(latents), directions.to(latents)),
         }
 
     def evaluate(self, network: nn.Module, batch: Tensor, context: StepContext) -> Mapping[str, Partial]:
         """``batch`` (V, N, 1, b, b, b): whole volumes as blocks."""
-        return self._errors(lambda blocks: network(blocks)[0].float(), batch)
+        return self._errors(lambda blocks: at_least_fp32(network(blocks)[0]), batch)
 
     def summarize(self, totals: Mapping[str, float]) -> Mapping[str, float]:
         num_volumes = totals["num_volumes"]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -25,9 +29,12 @@ class BufferRing:
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
+        # by type: copies of one type are one kernel for many tensors, a mixture is a kernel for each
+        found.sort(key=lambda place: str(place[1]._buffers[place[2]].dtype))
         self._names = [path for path, _, _ in found]
-        self._places = [(module, name) for _, module, name in found]
+        self._places = [(module._buffers, name) for _, module, name in found]
         current = self.current()
+        self._groups = _groups([buffer.dtype for buffer in current])
         self._slots = [[torch.empty_like(buffer) for buffer in current] for _ in range(size)]
         # a mask of -inf is a buffer too: only what was finite has to stay so
         self._watched = [
@@ -35,36 +42,71 @@ class BufferRing:
             for index, buffer in enumerate(current)
             if buffer.is_floating_point() and buffer.numel() and bool(buffer.isfinite().all())
         ]
+        self._areas = _areas(current, self._watched)
 
+    @torch.no_grad()
     def keep(self, step: int) -> None:
         """Copy the buffers as they are before the forward pass of ``step``."""
-        if self._places:
-            torch._foreach_copy_(self._slots[step % len(self._slots)], self.current())
+        self._copy(self.current(), self._slots[step % self.size])
 
     @torch.no_grad()
     def put_back(self, step: int) -> None:
         """Make the buffers again what they were before the forward pass of ``step``, one of the last ``size``."""
-        if self._places:
-            torch._foreach_copy_(self.current(), self._slots[step % len(self._slots)])
+        self._copy(self._slots[step % self.size], self.current())
 
     def kept(self, step: int) -> dict[str, Tensor]:
         """The buffers as they were before the forward pass of ``step``, one of the last ``size``, by name."""
-        return dict(zip(self._names, self._slots[step % len(self._slots)], strict=True))
+        return dict(zip(self._names, self._slots[step % self.size], strict=True))
 
     def watched(self) -> dict[str, Tensor]:
         """Buffers that were finite at first, by name: they have to stay so."""
         current = self.current()
         return {self._names[index]: current[index] for index in self._watched}
 
-    def all_finite(self) -> Tensor | None:
-        """Whether all are, as a 0-d boolean tensor on their device; None where there is nothing to watch."""
-        if not self._watched:
-            return None
+    @torch.no_grad()
+    def largest(self) -> list[Tensor]:
+        """The largest absolute value of all watched buffers, 0-d: NaN or inf where one is; one for each type.
+
+        By way of a copy into one piece of memory: a norm of every buffer would be a small tensor for each.
+        """
+        if not self._areas:
+            return []
         current = self.current()
-        largest = torch._foreach_norm([current[index] for index in self._watched], float("inf"))
-        return torch.stack(largest).isfinite().all()
+        for area in self._areas:
+            torch._foreach_copy_(area.views, [current[index] for index in area.places])
+        return [torch.linalg.vector_norm(area.memory, math.inf) for area in self._areas]
 
     def current(self) -> list[Tensor]:
         """All buffers as they are now, not copied."""
-        found = [module._buffers[name] for module, name in self._places]
-        return [buffer.detach() for buffer in found if buffer is not None]
+        found = [buffers[name] for buffers, name in self._places]
+        return [buffer.detach() if buffer.requires_grad else buffer for buffer in found if buffer is not None]
+
+    def _copy(self, source: list[Tensor], target: list[Tensor]) -> None:
+        for first, last in self._groups:
+            torch._foreach_copy_(target[first:last], source[first:last])
+
+
+@dataclass(frozen=True)
+class _Area:
+    """Memory for the watched buffers of one type, and a view of it for each; ``places`` among all buffers."""
+
+    memory: Tensor
+    views: list[Tensor]
+    places: list[int]
+
+
+def _areas(buffers: list[Tensor], watched: list[int]) -> list[_Area]:
+    areas = []
+    for dtype in dict.fromkeys(buffers[place].dtype for place in watched):
+        places = [place for place in watched if buffers[place].dtype == dtype]
+        memory = torch.zeros(sum(buffers[place].numel() for place in places), dtype=dtype, device=buffers[0].device)
+        parts = torch.split(memory, [buffers[place].numel() for place in places])
+        views = [part.view(buffers[place].shape) for part, place in zip(parts, places, strict=True)]
+        areas.append(_Area(memory, views, places))
+    return areas
+
+
+def _groups(dtypes: list[torch.dtype]) -> list[tuple[int, int]]:
+    """(first, behind the last) of each run of one type."""
+    starts = [index for index, dtype in enumerate(dtypes) if index == 0 or dtype != dtypes[index - 1]]
+    return list(itertools.pairwise([*starts, len(dtypes)]))

@@ -16,8 +16,23 @@ def total_grad_norm(parameters: Iterable[Tensor]) -> Tensor:
     return get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
 
 
-def clip_scale(grad_norm: Tensor, max_norm: float | None) -> Tensor:
-    """Factor that brings the norm down to ``max_norm``: 1 where it is below, NaN where the norm is."""
-    if max_norm is None:
-        return torch.ones_like(grad_norm)
-    return torch.clamp(max_norm / (grad_norm + _EPS), max=1.0)
+class Clipping:
+    """Clipping to ``max_norm`` as a divisor of the gradients; None never clips.
+
+    The same as ``clip_grad_norm_`` to rounding: it multiplies by ``max_norm / (norm + 1e-6)``, at most 1.
+    """
+
+    def __init__(self, max_norm: float | None, device: torch.device | str = "cpu") -> None:
+        self._per_norm = None if max_norm is None else 1.0 / max_norm
+        self._offset = torch.tensor(0.0 if max_norm is None else _EPS / max_norm, device=device)
+        self._one = torch.ones((), device=device)
+
+    def divisor(self, grad_norm: Tensor) -> Tensor | None:
+        """What gradients with this norm are divided by, at least 1 and 0-d: NaN where the norm is. None for nothing."""
+        if self._per_norm is None:
+            return None
+        return torch.add(self._offset, grad_norm, alpha=self._per_norm).clamp_min_(1.0)
+
+    def scale(self, divisor: Tensor | None) -> Tensor:
+        """The factor on the gradients that a divisor means: 1 where it is None."""
+        return self._one if divisor is None else divisor.reciprocal()

@@ -28,7 +28,7 @@ from hpcstab.stability.gate.check_input import (
     checked_parameters,
     num_stepped,
 )
-from hpcstab.stability.gate.clipping import clip_scale, total_grad_norm
+from hpcstab.stability.gate.clipping import Clipping, total_grad_norm
 from hpcstab.stability.gate.ema import Ema
 from hpcstab.stability.gate.loss_scale import LossScale
 
@@ -40,9 +40,10 @@ _LARGEST = torch.finfo(torch.float32).max
 
 @dataclass(frozen=True)
 class Decision:
-    """What the gate saw and did in a step: 0-d tensors on the device, ``bad`` and ``refused`` exactly 0 or 1.
+    """What the gate saw and did in a step: 0-d fp32 tensors on the device; the last three are exactly 0 or 1.
 
-    ``bad`` is this step's own; ``refused`` also holds while the latch does.
+    ``bad`` is this step's own; ``refused`` also holds while the latch does, and may be the latch itself: it is that of
+    this step until the next one.
     """
 
     grad_norm: Tensor
@@ -91,7 +92,6 @@ class Gate:
         self._optimizers = list(optimizers)
         check_stepped(self._optimizers, self._parameters)
         self._num_stepped = num_stepped(self._optimizers)
-        self._max_grad_norm = max_grad_norm
         self._agree = agree
         self._is_open_for: int | None = None
         self.mode = mode
@@ -100,11 +100,11 @@ class Gate:
         self.loss_scale = loss_scale
         self.ema = ema
         device = self._parameters[0].device
-        self._zero = torch.zeros((), device=device)
-        self._true = torch.ones((), dtype=torch.bool, device=device)
+        self._clipping = Clipping(max_grad_norm, device)
+        self._one = torch.ones((), device=device)
+        self._bounds = torch.full((3 + len(self.buffers.largest()),), _LARGEST, device=device)
         self.latch = torch.zeros((), device=device)
-        self.max_loss = torch.full((), _LARGEST, device=device)
-        self.max_norm = torch.full((), _LARGEST, device=device)
+        self.max_loss, self.max_norm = self._bounds[0], self._bounds[1]
 
     def begin(self, step: int) -> None:
         """Before the first forward pass of a step."""
@@ -130,14 +130,10 @@ class Gate:
         norm = total_grad_norm(self._parameters).float()  # the kernels read fp32, whatever the gradients are
         if self.loss_scale is not None:
             norm = norm / self.loss_scale.value
-        factor = clip_scale(norm, self._max_grad_norm)
-        finite = self.buffers.all_finite()
-        buffers_finite = self._true if finite is None else finite
-        # loops that skip by loss and gradient never look at buffers: they would skip for ever once one is NaN
-        looks_at_buffers = self.mode != "step_only" or self.armed
-        bad = self._is_bad(loss.detach(), norm, buffers_finite if looks_at_buffers else self._true)
+        clip = self._clipping.divisor(norm)
+        bad, buffers_finite = self._judge(loss.detach(), norm)
         refused = self._refuse(bad)
-        divisor = self._divisor(factor)
+        divisor = self._divisor(clip)
         for optimizer in self._optimizers:
             self._step(optimizer, divisor, refused)
         if self.loss_scale is not None:
@@ -145,7 +141,7 @@ class Gate:
             self.loss_scale.after_step(refused, backs_off=not self.armed)
         if self.ema is not None:
             self.ema.update(refused if self.mode == "closed" else self.latch)
-        return Decision(norm, factor, buffers_finite, bad, refused.clone())
+        return Decision(norm, self._clipping.scale(clip), buffers_finite, bad, refused)
 
     def release(self, step: int, *, armed: bool) -> None:
         """The host has looked: buffers are those before ``step`` again, and updates are applied again.
@@ -169,25 +165,31 @@ class Gate:
             raise ConfigError("an optimizer was given more parameters after the gate was made: give them to it before")
         self._is_open_for = None
 
-    def _is_bad(self, loss: Tensor, norm: Tensor, buffers_finite: Tensor) -> Tensor:
-        """0-d fp32, exactly 0 or 1; comparisons with NaN are false, and inf is above every threshold."""
+    def _judge(self, loss: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
+        """(bad, buffers finite), both exactly 0 or 1.
+
+        One comparison of all that has to be within a bound: one with NaN is false, and inf is above every bound.
+        """
         loss = loss.float()
-        good = (norm <= self.max_norm) & (loss <= self.max_loss) & (loss >= -_LARGEST)
-        if self.mode != "step_only":  # which looks at loss and gradients alone, as the loops do whose form it is
-            good = good & buffers_finite
-        bad = (~good).float()
-        return bad if self._agree is None else self._agree(bad)
+        values = torch.stack([loss, norm, -loss, *(value.float() for value in self.buffers.largest())])
+        within = values <= self._bounds
+        buffers_finite = within[3:].prod(dtype=torch.float32) if len(within) > 3 else self._one
+        # step_only looks at loss and gradients alone, as the loops do whose form it is: one that looked at buffers
+        # would skip for ever once one is NaN
+        good = (within[:3] if self.mode == "step_only" else within).prod(dtype=torch.float32)
+        bad = 1.0 - good
+        return (bad if self._agree is None else self._agree(bad)), buffers_finite
 
     def _refuse(self, bad: Tensor) -> Tensor:
         if self.armed:
-            torch.maximum(self.latch, bad, out=self.latch)
+            return torch.maximum(self.latch, bad, out=self.latch)
         return self.latch if self.mode == "open" else torch.maximum(self.latch, bad)
 
-    def _divisor(self, factor: Tensor) -> Tensor | None:
+    def _divisor(self, clip: Tensor | None) -> Tensor | None:
         """What the optimizers divide gradients by; None for nothing."""
-        if self.loss_scale is not None:
-            return self.loss_scale.value / factor
-        return factor.reciprocal() if self._max_grad_norm is not None else None
+        if self.loss_scale is None:
+            return clip
+        return self.loss_scale.value if clip is None else self.loss_scale.value * clip
 
     def _step(self, optimizer: Any, divisor: Tensor | None, refused: Tensor) -> None:
         if not self._asks_device[id(optimizer)]:

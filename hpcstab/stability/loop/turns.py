@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpcstab.stability.deferred import Deferred
+from hpcstab.stability.deferred import Deferred, stacked
 from hpcstab.stability.gate.gate import Decision
 from hpcstab.stability.random_state import RandomSnapshot
 
@@ -96,12 +96,8 @@ class Turn:
 
     @classmethod
     def of(cls, step: int, given: list[Given], schedule: Schedule, loss: Tensor, decision: Decision) -> Turn:
-        values = {
-            "loss": loss.detach(),
-            **{name: getattr(decision, name) for name in (*_FIGURES[1:], *_FLAGS)},
-        }
-        stacked = torch.stack([value.to(torch.float32) for value in values.values()])
-        return cls(step, given, schedule, Deferred(stacked))
+        figures = [loss, *(getattr(decision, name) for name in (*_FIGURES[1:], *_FLAGS))]
+        return cls(step, given, schedule, Deferred(stacked(figures)))
 
     def put_random(self) -> None:
         """Make the generators what they were before the step's first batch."""

@@ -112,3 +112,13 @@ def test_samples_are_pictures_of_three_panels() -> None:
     assert len(pictures) == 2
     assert pictures[0].pixels.dtype == np.uint8
     assert pictures[0].pixels.shape == (16 * 4, 3 * 16 * 4 + 2 * 4)
+
+
+def test_loss_terms_are_fp64_throughout_where_the_network_is() -> None:
+    """A replay asks whether fp64 would have been finite: a term that rounds down to fp32 on its way cannot say."""
+    task = make_task("cured")
+    items = task.dataset("train")
+    batch = torch.stack([items[index] for index in range(4)]).double()
+    terms = task.loss_terms(task.network().double(), batch, CONTEXT)
+    assert {term.dtype for term in terms.values()} == {torch.float64}
+    torch.stack(list(terms.values())).sum().backward()
