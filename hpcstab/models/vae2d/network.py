@@ -27,12 +27,12 @@ _NEAR_ZERO_GAIN = 0.01
 class Posterior(NamedTuple):
     """A diagonal normal over the latents: ``mean`` and ``logvar`` (B, L, n, n), at least float32.
 
-    ``num_cut``: entries of logvar that a clamp has cut, a scalar.
+    ``num_cut``: entries of logvar that a clamp has cut, a scalar; None without a clamp.
     """
 
     mean: Tensor
     logvar: Tensor
-    num_cut: Tensor
+    num_cut: Tensor | None
 
     def sample(self, generator: torch.Generator) -> Tensor:
         """One draw (B, L, n, n) with the reparametrisation mean + exp(logvar / 2) * noise."""
@@ -127,7 +127,7 @@ class Encoder(nn.Module):
             num_cut = (raw.detach().abs() > LOGVAR_BOUND).sum()
             return Posterior(mean, raw.clamp(-LOGVAR_BOUND, LOGVAR_BOUND), num_cut)
         logvar = LOGVAR_BOUND * torch.tanh(raw / LOGVAR_BOUND) if self._bound == "bounded" else raw
-        return Posterior(mean, logvar, raw.new_zeros(()))
+        return Posterior(mean, logvar, None)
 
 
 class Decoder(nn.Module):

@@ -88,10 +88,12 @@ class Task:
         posterior = network.encode(batch)
         context.diagnostic("mu_absmax", posterior.mean.abs().amax())
         context.diagnostic("logvar_max", posterior.logvar.amax())
-        context.count_limited(posterior.num_cut)
+        if posterior.num_cut is not None:
+            context.count_limited(posterior.num_cut)
         rebuilt = network.decode(posterior.sample(context.generator("latents")))
         kl = kl_per_latent(posterior.mean, posterior.logvar)
-        context.count_limited(kl < (self._config.losses.free_bits or 0.0))
+        if self._config.losses.free_bits is not None:
+            context.count_limited(kl < self._config.losses.free_bits)
         return self._terms(batch, rebuilt, kl)
 
     def evaluate(self, network: KLAutoencoder, batch: Tensor, context: StepContext) -> Mapping[str, Partial]:
