@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from hpcstab.config import load_experiment
+from hpcstab.metrics import read_rows
 from hpcstab.report.claims import ClaimAnswer, answer_claims
 from hpcstab.report.facts import section_rows
 from hpcstab.rundir import RunDir
@@ -91,3 +92,16 @@ def test_every_claim_of_the_yaml_names_a_column_that_runs_have(train_run: MakeRu
     columns = set(section_rows(section_of([train_run(model, "before")]))[0])
     metrics = {claim.metric for claim in load_experiment(model).file.claims}
     assert metrics <= columns, metrics - columns
+
+
+def test_a_run_has_the_epoch_of_its_failure_and_where_its_terms_began_and_ended(tmp_path: Path) -> None:
+    run = make_run(tmp_path, fails_at=12)
+    (facts,) = section_rows(section_of([run]))
+    rows = read_rows(run.metrics_csv)
+    assert facts["first_nonfinite_epoch"] == int(rows[12]["epoch"])
+    assert facts["loss_mse_first"] == float(rows[0]["loss_mse"])
+    assert facts["loss_sliced_wasserstein_last"] == pytest.approx(
+        float(rows[-1]["loss_sliced_wasserstein"]), nan_ok=True
+    )
+    healthy = make_run(tmp_path, "after")
+    assert section_rows(section_of([healthy]))[0]["first_nonfinite_epoch"] is None
