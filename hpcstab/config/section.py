@@ -74,7 +74,8 @@ def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield from leaf_keys(value, f"{path}.")
     elif isinstance(value, dict) and value:
         for name, entry in value.items():
-            yield from _leaves(f"{path}.{name}", entry)
+            # a term with one phase is set key by key: losses.phases.kl.ramp; several are one value
+            yield from _leaves(f"{path}.{name}", entry[0] if isinstance(entry, tuple) and len(entry) == 1 else entry)
     else:
         yield path, value
 
