@@ -120,7 +120,7 @@ def test_what_runs_before_a_damage_counts(tmp_path: Path) -> None:
     """pickle runs it before it meets the damage."""
     mark = tmp_path / "it_ran"
     (tmp_path / "x.pkl").write_bytes(pickle.dumps([touch_by("os.system", mark), "more"], 2)[:-4])
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(EOFError):
         pickle.loads((tmp_path / "x.pkl").read_bytes())
     assert mark.exists()
     mark.unlink()
