@@ -73,6 +73,7 @@ test-gpu: $(READY)  ## what can only be seen on a GPU: no step waits for it, the
 
 bench: $(READY)  ## timings of start-up, status, a hardened step and the doctor's scan, as printed figures
 	$(VENV)/bin/python -m tests.benchmarks.startup
+	$(VENV)/bin/python -m tests.benchmarks.log_scan
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.benchmarks.step_cost
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.benchmarks.doctor_scan
 
