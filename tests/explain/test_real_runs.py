@@ -93,6 +93,16 @@ def test_poisoned_statistics(train_run: MakeRun) -> None:
     assert "running_mean" in sick["sick"]
     assert [command.line.split()[1] for command in story.commands] == ["doctor", "rerun"]
     assert story.commands[1].line.endswith("--from last --with hardened")
+    (run.checkpoints / "step_00000006").rename(
+        run.checkpoints / "step_00000006_FIXED"
+    )  # as if the doctor had been there
+    (run.checkpoints / "step_00000006_FIXED" / "manifest.json").write_bytes(
+        (run.checkpoints / "step_00000004" / "manifest.json").read_bytes()
+    )
+    (run.checkpoints / "step_00000006_FIXED" / "state.pt").write_bytes(
+        (run.checkpoints / "step_00000004" / "state.pt").read_bytes()
+    )
+    assert [command.line.split(" --from ")[1] for command in told(run).commands] == ["healthy --with hardened"]
 
 
 def test_the_same_batch_under_a_gate_costs_nothing(train_run: MakeRun) -> None:
