@@ -63,7 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 HEAVY = {"torch", "pandas", "matplotlib", "scipy", "submitit", "PIL", "jinja2"}
 HEAVY_ALLOWED: dict[str, set[str]] = {
     **{room: set() for room in LINE},
-    "data": {"torch"},
+    "data": {"torch", "scipy", "PIL"},
     "checkpoint": {"torch"},
     "stability": {"torch"},
     "doctor": {"torch"},

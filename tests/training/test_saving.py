@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from hpcstab.checkpoint.format import _Digesting
 from hpcstab.errors import EXIT_NO_ANSWER, CheckpointError
 from hpcstab.metrics import read_events, read_history
 from hpcstab.rundir import RunDir, read_json
+from hpcstab.task import Partial, StepContext, Sum
 from hpcstab.training import Trainer, saving
 from hpcstab.training.build import build_trainer
 from tests.training.test_gate import same
@@ -241,6 +242,17 @@ def test_a_stop_without_room_for_its_state_goes_back_to_the_last_healthy(tmp_pat
     assert numbers(run) == numbers(whole)
 
 
+def test_a_stop_that_would_leave_nothing_is_an_error(tmp_path: Path, disk: Disk) -> None:
+    config = saved_often()
+    disk.broken = True
+    run, trainer = toy_trainer(tmp_path, ToyTask(config), config)
+    trainer.stop_requested = lambda: "SIGTERM" if trainer.step == 3 else None
+    with pytest.raises(CheckpointError, match="no healthy checkpoint, and none could be written"):
+        trainer.train()
+    trainer.records.close()
+    assert [event["kind"] for event in read_events(run.events_jsonl)][-2:] == ["stop_requested", "checkpoint_failed"]
+
+
 def test_evidence_that_cannot_be_saved_does_not_change_a_result(tmp_path: Path, disk: Disk) -> None:
     """Neither its own failure nor that of the save before it, without any healthy checkpoint."""
     config = saved_often()
@@ -272,3 +284,17 @@ def test_buffers_outside_of_the_state_dict_come_back(tmp_path: Path) -> None:
     run, _, _ = attempts(tmp_path / "parts", Counting, config, [3])
     assert numbers(run) == numbers(whole)
     assert len(events(run, "resumed")) >= 5
+
+
+class BestAtTen(ToyTask):
+    def evaluate(self, network: nn.Module, batch: Any, context: StepContext) -> Mapping[str, Partial]:
+        return {"squared": Sum(torch.tensor(1.0 if context.step == 10 else 2.0)), "count": Sum(torch.tensor(1))}
+
+
+@pytest.mark.parametrize("stops", [[], [10, 100]])
+def test_the_best_evaluation_is_kept_whatever_stops_the_training_before_it(tmp_path: Path, stops: list[int]) -> None:
+    """Stopped before step 10 the state is saved without its evaluation, and after the evaluation once more."""
+    config = toy_config(trainer={"checkpoint_every": {"steps": 7}, "max_steps": 50})
+    run, _, _ = attempts(tmp_path, BestAtTen, config, stops)
+    names = [f"step_{step:08d}" for step in (50, 49, 42, 35, 10)]
+    assert read_json(run.checkpoints / "index.json") == {"last": names[0], "best": names[4], "healthy": names}
