@@ -85,6 +85,7 @@ EventKind = Literal[
     "checkpoint_refused",  # a checkpoint did not pass verification; the one before it was taken
     "superseded",  # a newer attempt of this run exists; this one ends
     "stop_requested",  # a signal asked the trainer to stop
+    "samples_failed",  # the task raised where it should have drawn pictures; the run ends as it would have
     "tensorboard_absent",  # trainer.tensorboard is optional and the package is not there
     "train_end",
 ]

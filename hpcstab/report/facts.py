@@ -108,6 +108,7 @@ def _survival(outcome: Outcome) -> Row:
     run = outcome.run
     return {
         "first_nonfinite_step": run.first_nonfinite_step,
+        "first_nonfinite_epoch": _epoch_of(run, run.first_nonfinite_step),
         "first_failure_step": run.first_failure_step,
         "nonfinite": int(run.first_nonfinite_step is not None),
         "diverged": int(run.diverged),
@@ -136,6 +137,24 @@ def _losses(run: LoadedRun) -> Row:
         "max_finite_grad_norm": float(np.max(norms[np.isfinite(norms)], initial=-math.inf)),
         **_shares(run),
         **_diagnostics(run),
+        **_ends(run),
+    }
+
+
+def _epoch_of(run: LoadedRun, step: int | None) -> int | None:
+    """The epoch of a step that was recorded."""
+    if step is None or not run.steps:
+        return None
+    epochs = run.history.loc[run.history["step"] == step, "epoch"]
+    return int(epochs.iloc[0]) if len(epochs) else None
+
+
+def _ends(run: LoadedRun) -> Row:
+    """First and last value of every loss term and diagnostic."""
+    columns = [name for name in map(str, run.history) if name.startswith(("loss_", "diag_")) and name != "loss_finite"]
+    ends = {"first": 0, "last": -1}
+    return {
+        f"{column}_{which}": float(run.history[column].iloc[row]) for column in columns for which, row in ends.items()
     }
 
 

@@ -38,10 +38,9 @@ def test_list_names_every_model_with_fixes_and_why() -> None:
     done = hpcstab("list")
     for model in MODELS:
         assert f"{model}: " in done.stdout
-    rows = {row[0]: row for row in table(done.stdout)}
-    assert rows["clip"][1:3] == ["limit", "after"]
-    assert rows["gdn_bounded"][1] == "cure"
-    assert rows["clip"][3]
+    rows = table(done.stdout)
+    assert ["clip", "limit", "after"] in [row[:3] for row in rows]  # of swae3d
+    assert all(kind and why for _, kind, _, why in rows)
     assert set(json.loads(hpcstab("list", "--json").stdout)) == set(MODELS)
 
 
