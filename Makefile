@@ -1,6 +1,6 @@
 # Every target sets up what it needs; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup submit status watch report test test-slow test-slurm test-gpu slurm-up slurm-down torture check bench reports clean
+.PHONY: help setup submit status watch report rerun test test-slow test-slurm test-gpu slurm-up slurm-down torture check bench reports clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,6 +10,9 @@ HPCSTAB := $(VENV)/bin/hpcstab
 MODEL ?= swae3d
 SUBMIT_OPTIONS := $(if $(CLUSTER),--cluster $(CLUSTER)) $(if $(VARIANTS),--variants $(VARIANTS)) \
 	$(if $(SEEDS),--seeds $(SEEDS)) $(if $(SCALE),--scale $(SCALE)) $(ARGS)
+
+RERUN_OPTIONS := $(if $(FROM),--from $(FROM)) $(WITH:%=--with %) $(foreach pair,$(SET),--set '$(pair)') \
+	$(if $(CLUSTER),--cluster $(CLUSTER)) $(ARGS)
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,11 +39,14 @@ watch: $(READY)  ## the same, refreshed
 report: $(READY)  ## report of the newest campaign of MODEL
 	$(HPCSTAB) report $(MODEL)
 
+rerun: $(READY)  ## go on from a checkpoint: RUN=... FROM=last|best|healthy|STEP|FILE WITH='fix fix' SET='k=v k=v'
+	$(HPCSTAB) rerun $(or $(RUN),$(error make rerun RUN=... wants a run; `make status` lists them)) $(RERUN_OPTIONS)
+
 test: $(READY)  ## all quick tests (at most 5 minutes)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m 'not slow and not slurm'
 
 torture: $(READY)  ## hundreds of kills, hundreds of faults: the tables of reports/torture and reports/fault-matrix
-	$(VENV)/bin/python -m tests.torture.kill_training
+	$(VENV)/bin/python -m tests.torture.kill_training --out reports/torture/kill-training.md
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.torture.fault_matrix --out reports/local/fault-matrix
 
 test-slow: $(READY)  ## tests that take minutes (at most 20 minutes)
@@ -65,9 +71,11 @@ test-slurm: $(READY)  ## tests on real Slurms, four side by side (at most 15 min
 test-gpu: $(READY)  ## what can only be seen on a GPU: no step waits for it, the fault matrix, replay
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/stability tests/faults/test_matrix.py -k "gpu or fault_is_found or replay"
 
-bench: $(READY)  ## timings of start-up, status and a hardened step, as printed figures
+bench: $(READY)  ## timings of start-up, status, a hardened step and the doctor's scan, as printed figures
 	$(VENV)/bin/python -m tests.benchmarks.startup
+	$(VENV)/bin/python -m tests.benchmarks.log_scan
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.benchmarks.step_cost
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.benchmarks.doctor_scan
 
 reports: $(READY)  ## rebuild the reference report under reports/ (tens of minutes)
 	$(HPCSTAB) submit swae3d --scale small --seeds 3-5 --wait

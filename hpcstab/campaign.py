@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field, Strict
 
 from hpcstab.config import (
+    Experiment,
     ResolvedRun,
     Section,
     find_yaml,
@@ -20,6 +22,7 @@ from hpcstab.config import (
     validate_section,
 )
 from hpcstab.errors import ConfigError
+from hpcstab.rundir import RunDir
 
 MAX_RUNS = 10_000
 _SEEDS = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
@@ -27,11 +30,27 @@ _Names = Annotated[tuple[str, ...], Strict(False)]
 
 
 @dataclass(frozen=True)
+class Branch:
+    """Where a run begins that does not begin at step 0 of its own.
+
+    Attributes:
+        experiment: what its parent declared, read from the parent's folder.
+        parent: of which run, from where, what was repaired; for run.json.
+        write_start: writes the checkpoint that it begins with into its new folder.
+    """
+
+    experiment: Experiment
+    parent: Mapping[str, Any]
+    write_start: Callable[[RunDir], None]
+
+
+@dataclass(frozen=True)
 class PlannedRun:
-    """One run of a campaign: what it trains and with which seed."""
+    """One run of a campaign: what it trains, with which seed, and for a rerun where it begins."""
 
     resolved: ResolvedRun
     seed: int
+    branch: Branch | None = None
 
 
 class CampaignFile(Section):
@@ -115,6 +134,7 @@ def parse_names(text: str, what: str) -> list[str]:
 
 __all__ = [
     "MAX_RUNS",
+    "Branch",
     "CampaignFile",
     "PlannedRun",
     "load_campaign",

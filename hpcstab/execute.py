@@ -9,7 +9,7 @@ import contextlib
 import importlib
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -27,6 +27,8 @@ from hpcstab.rundir import RunDir, read_json, remove_asides, write_json
 from hpcstab.task import Task, TaskFactory
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from hpcstab.stability.replay.replayed import Replayed
 
 
@@ -116,6 +118,31 @@ def replay(folder: Path, device: str | None = None, model: str | None = None) ->
         raise CheckpointError(f"its task cannot be built here, say --model FILE.py:Task: {error}") from None
     chosen = device or ("cuda" if capsule.facts["device"] == "cuda" and torch.cuda.is_available() else "cpu")
     return Replayed(capsule.facts, chosen, replay_capsule(task, config, capsule, torch.device(chosen)))
+
+
+def reestimate(folder: Path, state: Mapping[str, Tensor], layers: Sequence[str]) -> Mapping[str, tuple[Tensor, Tensor]]:
+    """BatchNorm statistics for a checkpoint of a run, from training batches of that run; for ``hpcstab.doctor.repair``.
+
+    Args:
+        folder: the checkpoint, inside its run folder.
+        state: of its network, with the lost statistics reset.
+        layers: which have to be estimated.
+
+    Raises:
+        CheckpointError: it lies in no run folder, or the run's task cannot be built here.
+    """
+    from hpcstab.checkpoint import read_manifest
+    from hpcstab.training.reestimating import reestimate_statistics
+
+    run = RunDir(folder.resolve().parent.parent)
+    try:
+        seed = run.identity()["seed"]
+        model, config = read_config(run)
+        task = load_task(model, config, seed, str(run.config_yaml))
+        step = read_manifest(folder)["step"]
+        return reestimate_statistics(task, config, seed, state, step, layers)
+    except HpcstabError as error:
+        raise CheckpointError(f"the model of {folder} cannot be run here: {error}") from None
 
 
 def _train(run: RunDir, attempt: int, stop_requested: Callable[[], str | None]) -> Execution:

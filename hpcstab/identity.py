@@ -10,6 +10,7 @@ import functools
 import hashlib
 import shutil
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,21 +27,47 @@ _MAX_DIFF_CHARS = 1_000_000
 
 
 def create_run(
-    root: Path, experiment: Experiment, resolved: ResolvedRun, seed: int, campaign: str | None = None
+    root: Path,
+    experiment: Experiment,
+    resolved: ResolvedRun,
+    seed: int,
+    campaign: str | None = None,
+    parent: Mapping[str, Any] | None = None,
 ) -> RunDir:
-    """A new run folder with its identity and config; ``campaign`` is None for ``train``."""
+    """A new run folder with its identity and config.
+
+    Args:
+        campaign: None for ``train``.
+        parent: the run that it goes on from (see :func:`branch_text` for its keys); None where it begins by itself.
+    """
     run = create_run_dir(root, resolved.model, resolved.variant.name, seed, resolved.signature)
     try:
         write_text(run.config_yaml, _config_text(experiment, resolved))
-        write_json(run.run_json, _identity(run, experiment, resolved, seed, campaign))
+        write_json(run.run_json, _identity(run, experiment, resolved, seed, campaign, parent))
     except BaseException:
         shutil.rmtree(run.path, ignore_errors=True)  # a folder without its identity is no run
         raise
     return run
 
 
+def branch_text(parent: Mapping[str, Any]) -> str:
+    """Where a rerun begins, in words: it keeps runs apart that did not begin alike.
+
+    ``parent`` holds run_id and path of the parent, checkpoint (its name), step, update and sha256 of what was loaded,
+    repaired (lines, null where nothing was), weights_only, added (fixes), overrides, fresh (parts that start anew).
+    """
+    if parent["weights_only"]:
+        return f"weights of {parent['checkpoint']}" + (", repaired" if parent["repaired"] else "")
+    return f"rerun from step {parent['step']}" + (", repaired" if parent["repaired"] else "")
+
+
 def _identity(
-    run: RunDir, experiment: Experiment, resolved: ResolvedRun, seed: int, campaign: str | None
+    run: RunDir,
+    experiment: Experiment,
+    resolved: ResolvedRun,
+    seed: int,
+    campaign: str | None,
+    parent: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     file = experiment.file
     compare = {**file.compare.model_dump(mode="json"), "horizon_steps": resolved.horizon_steps}
@@ -50,7 +77,7 @@ def _identity(
         "campaign": campaign,
         "model": resolved.model,
         "variant": resolved.variant.name,
-        "label": resolved.label,
+        "label": resolved.label if parent is None else resolved.label_from(branch_text(parent)),
         "fixes": [{"name": fix, **file.fixes[fix].model_dump(mode="json")} for fix in resolved.variant.fixes],
         "overrides": dict(resolved.overrides),
         "seed": seed,
@@ -59,7 +86,7 @@ def _identity(
         "compare": compare,
         "failure": [condition.model_dump(mode="json") for condition in file.failure],
         "claims": [claim.model_dump(mode="json") for claim in file.claims],
-        "parent": None,
+        "parent": None if parent is None else dict(parent),
         **code_identity(),
     }
 

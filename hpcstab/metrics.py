@@ -79,7 +79,9 @@ EventKind = Literal[
     "capsule_left_out",  # no capsule of a failing step was written
     "first_failure",  # the first non-finite value, or row that meets a failure condition of the YAML
     "resumed",  # an attempt went on from a checkpoint
-    "checkpoint_saved",
+    "branched",  # the run begins at a checkpoint of another run: which, what was repaired, what starts anew
+    "checkpoint_saved",  # it is on disk; in seconds: what the training waited for it, and its writing took
+    "checkpoint_failed",  # it could not be written; the ones before it are as they were, and the training goes on
     "checkpoint_refused",  # a checkpoint did not pass verification; the one before it was taken
     "superseded",  # a newer attempt of this run exists; this one ends
     "stop_requested",  # a signal asked the trainer to stop
@@ -214,6 +216,12 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in complete_lines(path)]
 
 
+def read_numbered_events(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """(line, event) from 1, without lines that hold none: for whoever looks at a file that may be damaged."""
+    found = [(number, _event(line)) for number, line in enumerate(complete_lines(path), 1)]
+    return [(number, event) for number, event in found if event is not None]
+
+
 def read_header(path: Path) -> tuple[str, ...]:
     """The columns of a CSV file; empty where it is absent or has no complete line."""
     with_header = complete_lines(path, limit=1)
@@ -234,6 +242,14 @@ def cut_torn_line(path: Path) -> None:
         end = content.rfind(b"\n") + 1
         if end < len(content):
             file.truncate(end)
+
+
+def _event(line: str) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and {"step", "kind", "data"} <= event.keys() else None
 
 
 def _complete_lines(path: Path, limit: int | None) -> Iterator[str]:

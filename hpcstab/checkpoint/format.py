@@ -17,6 +17,7 @@ import os
 import platform
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -30,6 +31,10 @@ MANIFEST = "manifest.json"
 _ASIDE_SUFFIX = ".aside"
 _OLD_SUFFIX = ".old"
 _CHUNK_BYTES = 1 << 20
+_BESIDE_BYTES = 1 << 18
+"""A write of so much is digested in another thread meanwhile; handing over less costs more than it saves."""
+_SYNC_BYTES = 1 << 26
+"""So much is brought to disk at a time, while the digest of it is made: SHA-256 is slower than many a disk."""
 
 
 def write_checkpoint(folder: Path, state: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
@@ -44,8 +49,8 @@ def write_checkpoint(folder: Path, state: Mapping[str, Any], facts: Mapping[str,
         shutil.rmtree(aside, ignore_errors=True)
         _settle(old, folder)
         aside.mkdir(parents=True)
-        with (aside / STATE).open("wb") as file:
-            written = _Digesting(file)
+        with (aside / STATE).open("wb") as file, ThreadPoolExecutor(1) as beside:
+            written = _Digesting(file, beside)
             torch.save(dict(state), cast(BinaryIO, written))
         (aside / MANIFEST).write_text(_manifest_text(written, facts), encoding="utf-8")
         for path in (aside / STATE, aside / MANIFEST, aside):
@@ -72,11 +77,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        claimed = manifest.pop("manifest_sha256")
+        text = path.read_text(encoding="utf-8")
+        manifest = json.loads(text)
+        manifest.pop("manifest_sha256")
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path}: is no manifest: {error}") from None
-    if claimed != _digest_of(manifest):
+    if text != _signed(manifest):  # its form too: 1E-5 for 1e-5 is a flipped bit, and equal as a number
         raise CheckpointError(f"{path}: was altered after it was written (checksum differs)")
     if manifest["format_version"] != FORMAT_VERSION:
         raise CheckpointError(f"{path}: has format {manifest['format_version']}; this version reads {FORMAT_VERSION}")
@@ -101,6 +107,15 @@ def read_checkpoint(folder: Path, device: torch.device | str = "cpu") -> tuple[d
         return torch.load(path, map_location=device, weights_only=True), manifest
     except Exception as error:
         raise CheckpointError(f"{path}: cannot be loaded: {str(error).splitlines()[0]}") from None
+
+
+def discard(folder: Path) -> None:
+    """Remove a checkpoint: its name first, so that a reader, or a writer after a kill, never meets half of it."""
+    aside = folder.with_name(f".{folder.name}{_ASIDE_SUFFIX}")
+    with contextlib.suppress(OSError):  # what stays is whole
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def remove_asides(folder: Path) -> None:
@@ -133,9 +148,10 @@ class _Digesting(io.RawIOBase):
     report a full disk as an internal RuntimeError.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, beside: ThreadPoolExecutor) -> None:
         super().__init__()
-        self._file = file
+        self._file, self._beside = file, beside
+        self._num_unsynced = 0
         self.digest = hashlib.sha256()
         self.num_bytes = 0
 
@@ -143,28 +159,47 @@ class _Digesting(io.RawIOBase):
         return True
 
     def write(self, data: Any) -> int:
+        num_bytes = memoryview(data).nbytes
+        if num_bytes < _BESIDE_BYTES:
+            self.digest.update(data)
+            self._pass_on(data, num_bytes)
+        else:
+            digesting = self._beside.submit(self.digest.update, data)
+            try:
+                self._pass_on(data, num_bytes)
+            finally:
+                digesting.result()  # torch may free the data when this returns
+        self.num_bytes += num_bytes
+        return num_bytes
+
+    def _pass_on(self, data: Any, num_bytes: int) -> None:
         self._file.write(data)
-        self.digest.update(data)
-        self.num_bytes += memoryview(data).nbytes
-        return memoryview(data).nbytes
+        self._num_unsynced += num_bytes
+        if self._num_unsynced >= _SYNC_BYTES:
+            self._file.flush()
+            os.fdatasync(self._file.fileno())
+            self._num_unsynced = 0
 
 
 def _manifest_text(written: _Digesting, facts: Mapping[str, Any]) -> str:
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "state_bytes": written.num_bytes,
-        "state_sha256": written.digest.hexdigest(),
-        "torch": torch.__version__,
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "machine": platform.machine(),
-        "num_threads": torch.get_num_threads(),
-        **facts,
-    }
-    return json.dumps({**manifest, "manifest_sha256": _digest_of(manifest)}, indent=1, allow_nan=False) + "\n"
+    return _signed(
+        {
+            "format_version": FORMAT_VERSION,
+            "state_bytes": written.num_bytes,
+            "state_sha256": written.digest.hexdigest(),
+            "torch": torch.__version__,
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "machine": platform.machine(),
+            "num_threads": torch.get_num_threads(),
+            **facts,
+        }
+    )
 
 
-def _digest_of(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True, allow_nan=False).encode()).hexdigest()
+def _signed(manifest: Mapping[str, Any]) -> str:
+    """The text of a manifest, to the letter, with the checksum of what it says."""
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True, allow_nan=False).encode()).hexdigest()
+    return json.dumps({**manifest, "manifest_sha256": digest}, indent=1, allow_nan=False) + "\n"
 
 
 def _file_digest(path: Path) -> str:

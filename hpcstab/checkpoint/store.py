@@ -1,13 +1,11 @@
 """The checkpoints of a run: ``checkpoints/step_00000100/`` and ``checkpoints/index.json``.
 
-The two newest that were written are kept, so that one damaged file never costs the run, and the two newest that the
-run's own cadence asked for, which do not depend on when a signal came. A checkpoint
-whose state is not finite is labelled sick: it is kept to be looked at and is never resumed from.
+A checkpoint whose state is not finite is labelled sick: it is kept to be looked at, is never resumed from, and never
+takes the place of a healthy one. What else is kept stands in retention.py.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +13,10 @@ from typing import Any
 
 import torch
 
-from hpcstab.checkpoint.format import read_checkpoint, read_manifest, remove_asides, write_checkpoint
+from hpcstab.checkpoint.format import discard, read_checkpoint, read_manifest, remove_asides, write_checkpoint
+from hpcstab.checkpoint.retention import Known, index_of, kept_of, known_checkpoints, newest_first
 from hpcstab.errors import CheckpointError
 from hpcstab.rundir import RunDir, write_json
-
-NUM_KEPT = 2
 
 
 @dataclass(frozen=True)
@@ -39,30 +36,40 @@ class CheckpointStore:
         self._run = run
 
     def save(self, step: int, state: Mapping[str, Any], facts: Mapping[str, Any], *, healthy: bool) -> Path:
-        """Write the checkpoint of a step and forget older healthy ones beyond the two newest.
+        """Write the checkpoint of a step, then the index, then remove what is not kept any more.
+
+        Args:
+            facts: among them what it is kept by: ``scheduled``, ``evaluation`` (metric, direction and value; or None).
 
         Raises:
             CheckpointError: it cannot be written; the ones before it are untouched.
+            RunError: it is written, and the index is not.
         """
         folder = self._run.checkpoint(step)
+        if not healthy and folder in [known.folder for known in self._known() if known.healthy]:
+            raise CheckpointError(f"{folder}: is healthy and stays; the sick state of the same step is not written")
         write_checkpoint(folder, state, {"step": step, "healthy": healthy, **facts})
-        write_json(self._run.checkpoints / "index.json", {"last": folder.name})
-        if healthy:
-            self._forget_old()
+        self._tidy()
         return folder
+
+    def clean_up(self) -> None:
+        """Remove what a killed writer left aside; for the one who writes next, while nobody writes.
+
+        Raises:
+            CheckpointError: a checkpoint that was about to be replaced cannot be brought back.
+        """
+        remove_asides(self._run.checkpoints)
 
     def forget_after(self, step: int) -> None:
         """Remove checkpoints of later steps: the training went back, and a resume must not go on from them."""
-        for folder in self._newest_first():
+        for folder in newest_first(self._run.checkpoints):
             if folder.name > self._run.checkpoint(step).name:
-                shutil.rmtree(folder, ignore_errors=True)
+                discard(folder)
+        self._tidy()
 
-    def _forget_old(self) -> None:
-        healthy = self._healthy()
-        kept = healthy[:NUM_KEPT] + [folder for folder in healthy if _is_scheduled(folder)][:NUM_KEPT]
-        for old in healthy:
-            if old not in kept:
-                shutil.rmtree(old, ignore_errors=True)
+    def has_healthy(self) -> bool:
+        """Whether there is something to go on from, as far as manifests tell."""
+        return any(known.healthy for known in self._known())
 
     def newest(self, device: torch.device | str, scheduled_until: int | None = None) -> Restored | None:
         """The newest healthy checkpoint that passes verification; None where there never was one.
@@ -73,11 +80,10 @@ class CheckpointStore:
         Raises:
             CheckpointError: there are checkpoints and none passes; nothing is deleted.
         """
-        remove_asides(self._run.checkpoints)
         refused: list[str] = []
-        for folder in self._newest_first():
+        for folder in newest_first(self._run.checkpoints):
             try:
-                if not read_manifest(folder)["healthy"] or not self._counts(folder, scheduled_until):
+                if not self._counts(folder, scheduled_until):
                     continue
                 state, manifest = read_checkpoint(folder, device)
             except CheckpointError as error:
@@ -89,23 +95,18 @@ class CheckpointStore:
         return None
 
     def _counts(self, folder: Path, scheduled_until: int | None) -> bool:
-        if scheduled_until is None:
-            return True
-        return _is_scheduled(folder) and folder.name <= self._run.checkpoint(scheduled_until).name
+        manifest = read_manifest(folder)
+        if not manifest["healthy"] or scheduled_until is None:
+            return bool(manifest["healthy"])
+        return manifest.get("scheduled", True) and folder.name <= self._run.checkpoint(scheduled_until).name
 
-    def _healthy(self) -> list[Path]:
-        found = []
-        for folder in self._newest_first():
-            try:
-                if read_manifest(folder)["healthy"]:
-                    found.append(folder)
-            except CheckpointError:
-                continue  # damaged: it protects nothing, and whoever looks for the cause still finds it
-        return found
+    def _known(self) -> list[Known]:
+        return known_checkpoints(self._run.checkpoints)
 
-    def _newest_first(self) -> list[Path]:
-        return sorted(self._run.checkpoints.glob("step_[0-9]*[0-9]"), reverse=True)
-
-
-def _is_scheduled(folder: Path) -> bool:
-    return bool(read_manifest(folder).get("scheduled", True))
+    def _tidy(self) -> None:
+        known = self._known()
+        kept = kept_of(known)
+        write_json(self._run.checkpoints / "index.json", index_of(kept))
+        for each in known:
+            if each not in kept:
+                discard(each.folder)

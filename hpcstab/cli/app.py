@@ -16,7 +16,23 @@ from typing import NoReturn
 import typer
 
 from hpcstab import __version__
-from hpcstab.cli import cancel, clusters, data, listing, logs, replay, report, show, status, submit, train
+from hpcstab.cli import (
+    cancel,
+    clusters,
+    data,
+    doctor,
+    listing,
+    logs,
+    replay,
+    report,
+    rerun,
+    runs,
+    show,
+    status,
+    submit,
+    train,
+    why,
+)
 from hpcstab.errors import EXIT_NO_ANSWER, EXIT_OUR_BUG, EXIT_WRONG_REQUEST, HpcstabError
 
 app = typer.Typer(
@@ -50,8 +66,12 @@ app.command("status")(status.status)
 app.command("logs")(logs.logs)
 app.command("cancel")(cancel.cancel)
 app.add_typer(clusters.app, name="clusters")
+app.command("rerun")(rerun.rerun)
 app.command("report")(report.report)
+app.command("doctor")(doctor.doctor)
 app.command("replay")(replay.replay)
+app.command("why")(why.why)
+app.command("runs")(runs.runs)
 
 
 def main() -> NoReturn:

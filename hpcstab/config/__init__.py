@@ -5,6 +5,7 @@ run = resolve(experiment, "before+clip", scale="quick", overrides=parse_override
 run.config.optimizer.lr
 """
 
+from hpcstab.config.branch import Branched, branch
 from hpcstab.config.common import DataConfig, LossesConfig, RunConfig
 from hpcstab.config.difference import Difference, differences, overridden
 from hpcstab.config.durations import Duration
@@ -19,6 +20,7 @@ from hpcstab.config.yaml_file import parse_yaml_value, read_yaml_mapping
 
 __all__ = [
     "NAME",
+    "Branched",
     "Claim",
     "Compare",
     "DataConfig",
@@ -31,6 +33,7 @@ __all__ = [
     "RunConfig",
     "Section",
     "Variant",
+    "branch",
     "config_class_of",
     "differences",
     "distinct_variants",

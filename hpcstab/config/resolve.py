@@ -35,8 +35,13 @@ class ResolvedRun:
     @property
     def label(self) -> str:
         """The variant as reports name it: ``after`` or ``after{optimizer.lr=0.001}``."""
+        return self.label_from("")
+
+    def label_from(self, beginning: str) -> str:
+        """The same of a run that does not begin by itself: ``after (rerun from step 100){optimizer.lr=0.001}``."""
         changes = ",".join(f"{key}={value}" for key, value in self.overrides)
-        return f"{self.variant.name}{{{changes}}}" if changes else self.variant.name
+        name = f"{self.variant.name} ({beginning})" if beginning else self.variant.name
+        return f"{name}{{{changes}}}" if changes else name
 
 
 def resolve(

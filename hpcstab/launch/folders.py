@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from hpcstab.campaign import PlannedRun
@@ -32,10 +33,10 @@ class RunFolders:
         experiments: dict[str, Experiment] = {}
         for run in self._planned:
             model = run.resolved.model
-            if model not in experiments:
+            if run.branch is None and model not in experiments:
                 experiments[model] = load_experiment(model, configs)
             while True:
-                staged = create_run(staging, experiments[model], run.resolved, run.seed, campaign)
+                staged = _create(staging, run, experiments, campaign)
                 if self._move(staged):
                     break
                 time.sleep(1.0)  # somebody made the same run in this second: the next one is free
@@ -63,6 +64,14 @@ class RunFolders:
             return False
         self._made.append(run)
         return True
+
+
+def _create(staging: Path, run: PlannedRun, experiments: Mapping[str, Experiment], campaign: str) -> RunDir:
+    if run.branch is None:
+        return create_run(staging, experiments[run.resolved.model], run.resolved, run.seed, campaign)
+    staged = create_run(staging, run.branch.experiment, run.resolved, run.seed, campaign, run.branch.parent)
+    run.branch.write_start(staged)
+    return staged
 
 
 def _missing(folders: list[Path]) -> list[Path]:

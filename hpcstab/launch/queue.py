@@ -11,10 +11,10 @@ from typing import Any
 
 from hpcstab.errors import RunError
 from hpcstab.launch.answers import scheduler_answers
-from hpcstab.launch.gpu_hours import gpu_hours
 from hpcstab.rundir import RunDir, find_runs, read_json
 from hpcstab.state.answers import Answers
 from hpcstab.state.evidence import OPEN, RESULTS, State, collect, number
+from hpcstab.state.gpu_hours import gpu_hours
 from hpcstab.state.ledger import Job, Ledger, find_job, jobs_by_run, ledger_path, read_ledger, read_ledgers
 from hpcstab.state.rule import answer
 
@@ -159,14 +159,15 @@ def _primary(run: RunDir, status: Mapping[str, Any]) -> tuple[str | None, float 
 
 
 def _eta_s(status: Mapping[str, Any], last: Mapping[str, Any], attempt: Mapping[str, Any]) -> float | None:
-    """Seconds to the last step: by the pace of the whole attempt, evaluations included, where it is the first."""
+    """Seconds to the last step: by the pace of the whole attempt, evaluations included, once it has made a step."""
     step, total = number(status.get("step")), number(status.get("total_steps"))
     if step is None or total is None or status.get("attempt") != attempt.get("attempt"):
         return None
     pace = number(last.get("step_time_s"))
     start, heartbeat = number(attempt.get("start")), number(status.get("time"))
-    if attempt.get("attempt") == 1 and step > 0 and start is not None and heartbeat is not None:
-        pace = (heartbeat - start) / step
+    first = number(status.get("first_step", 0 if attempt.get("attempt") == 1 else None))
+    if first is not None and step > first and start is not None and heartbeat is not None:
+        pace = (heartbeat - start) / (step - first)
     return max(0.0, total - step) * pace if pace is not None else None
 
 

@@ -80,13 +80,14 @@ class Pairing:
 
 
 def compare_pairs(section: Section) -> list[Pairing]:
-    """Each variant against ``before`` with the same overrides; cured against after."""
+    """Each variant against ``before`` with the same overrides; cured against after. Reruns are no runs of a seed."""
     pairings = []
-    for group in section.groups:
+    groups = [group for group in section.groups if not group.is_rerun]
+    for group in groups:
         before = section.group("before", group.overrides) or section.group("before", {})
         if before is not None and group is not before:
             pairings.append(pair(group, before, section))
-    for group in section.groups:
+    for group in groups:
         after = section.group("after", group.overrides)
         if group.variant == "cured" and after is not None:
             pairings.append(pair(group, after, section))

@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
+from hpcstab.report.branch_points import branch_handles, draw_branches
 from hpcstab.report.outcome import Outcome, baselines, was_kept_out
 from hpcstab.report.sections import Section
 from hpcstab.report.style import FAINT, Look, figure_text, looks
@@ -37,6 +38,7 @@ def draw_steps(section: Section, figure: Figure, column: str, label: str) -> Non
         for outcome in section.outcomes:
             _draw_run(axes, outcome, column, end, looks(section.groups)[outcome.run.label])
         _scale_y(axes)
+        draw_branches(axes, section, column, end, window=median_window(end))
         axes.set_xlim(-0.015 * end, end * 1.02)
         axes.set_xlabel("step" if end == section.horizon else f"step, the first {end:,}")
     panels[0].set_ylabel(label)
@@ -54,6 +56,7 @@ def draw_metric(section: Section, figure: Figure, label: str) -> None:
             evals = outcome.run.evals[outcome.run.evals["step"] <= section.horizon]
             order = 3 if outcome.failed_step is None else 4
             axes.plot(evals["step"], _finite(evals[name]), **_line(look), marker="o", markersize=3.2, zorder=order)
+    draw_branches(axes, section, name, section.horizon, of_evaluations=True)
     _draw_baselines(axes, section)
     low, high = axes.get_ylim()
     axes.set_ylim(low - 0.14 * (high - low), high + 0.06 * (high - low))
@@ -222,6 +225,7 @@ def _legend(figure: Figure, section: Section) -> None:
     if any(group.failed for group in section.groups):
         cross: dict[str, Any] = {"marker": "x", "linestyle": "none", "markersize": 7, "markeredgewidth": 2}
         handles.append(Line2D([], [], color=FAINT, label="first failure", **cross))
+    handles += branch_handles(section)
     longest = max(len(str(handle.get_label())) for handle in handles)
     ncols = min(len(handles), max(1, _LEGEND_CHARACTERS // (longest + 6)))
     figure.legend(handles=handles, loc="outside upper left", ncols=ncols, handlelength=2.4, columnspacing=1.4)

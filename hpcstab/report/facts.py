@@ -79,6 +79,8 @@ def _identity(run: LoadedRun, section: Section) -> Row:
         "seed": run.seed,
         "state": run.state,
         "horizon_steps": section.horizon,
+        "parent": run.parent["run_id"] if run.parent else None,
+        "from_step": run.entry_step if run.parent else None,
         "planned_steps": run.planned_steps,
         "steps": run.steps,
         "steps_without_tensorboard": run.steps if _had_event(run, "tensorboard_absent") else None,
@@ -134,6 +136,7 @@ def _losses(run: LoadedRun) -> Row:
         "max_grad_norm": float(np.max(norms)),
         "max_finite_grad_norm": float(np.max(norms[np.isfinite(norms)], initial=-math.inf)),
         **_shares(run),
+        **_diagnostics(run),
         **_ends(run),
     }
 
@@ -166,6 +169,15 @@ def _shares(run: LoadedRun) -> Row:
         if f"loss_{term}" in finite and len(finite):
             shares[f"share_{term}"] = float((weight * finite[f"loss_{term}"] / finite["loss"]).median())
     return shares
+
+
+def _diagnostics(run: LoadedRun) -> Row:
+    """The largest finite value of each of the task's diagnostics."""
+    names = [name for name in map(str, run.history.columns) if name.startswith("diag_")]
+    columns = {name: run.history[name].to_numpy(dtype=float) for name in names}
+    return {
+        f"max_{name}": float(np.max(values[np.isfinite(values)], initial=-math.inf)) for name, values in columns.items()
+    }
 
 
 def _metrics(run: LoadedRun, section: Section) -> Row:

@@ -1,4 +1,7 @@
-"""One lane a run: from its first step to its failure or the horizon, and how many are left at which step."""
+"""One lane a run: from its first step to its failure or the horizon, and how many are left at which step.
+
+A rerun begins at the step that it goes on from: before it, it could not have failed (delayed entry).
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,11 @@ from matplotlib.figure import Figure
 
 from hpcstab.report.outcome import Outcome, was_kept_out
 from hpcstab.report.sections import Group, Section
-from hpcstab.report.style import FAINT, figure_text, looks
+from hpcstab.report.style import BRANCH, FAINT, figure_text, looks
+from hpcstab.report.words import NOTHING
 
 _LANE_IN = 0.23
+_LONGEST_NAME = 40
 _TABLE_AT = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -25,7 +30,7 @@ def draw_lanes(section: Section, figure: Figure) -> None:
     for position, outcome in enumerate(outcomes):
         look = looks(section.groups)[outcome.run.label]
         _draw_lane(lanes, position, outcome, section.horizon, look.colour)
-    names = [figure_text(f"{outcome.run.label}  seed {outcome.seed}") for outcome in outcomes]
+    names = [f"{figure_text(outcome.run.label, _LONGEST_NAME)}  seed {outcome.seed}" for outcome in outcomes]
     lanes.set_yticks(range(len(outcomes)), names)
     lanes.set_ylim(len(outcomes) - 0.4, -0.6)
     lanes.set_xlim(-0.02 * section.horizon, section.horizon * 1.06)
@@ -36,10 +41,15 @@ def draw_lanes(section: Section, figure: Figure) -> None:
     _draw_table(table, section)
 
 
+def at_risk(group: Group, step: int) -> list[Outcome]:
+    """The runs that have begun by ``step``: a rerun begins at the step that it goes on from."""
+    return [outcome for outcome in group.outcomes if outcome.run.entry_step <= step]
+
+
 def still_finite(group: Group, step: int) -> tuple[int, int]:
-    """(runs known to be finite after ``step`` steps, runs of which nothing is known at that step)."""
+    """(runs known to be finite after ``step`` steps, runs of which nothing is known at that step), of those at risk."""
     finite = unknown = 0
-    for outcome in group.outcomes:
+    for outcome in at_risk(group, step):
         if outcome.failed_step is not None:
             finite += outcome.failed_step >= step
         elif outcome.reached or outcome.seen_steps >= max(step, 1):
@@ -50,10 +60,14 @@ def still_finite(group: Group, step: int) -> tuple[int, int]:
 
 
 def _draw_lane(axes: Axes, position: int, outcome: Outcome, horizon: int, colour: str) -> None:
-    end = outcome.failed_step if outcome.failed_step is not None else outcome.seen_steps
+    start = min(outcome.run.entry_step, horizon)
+    end = max(start, outcome.failed_step if outcome.failed_step is not None else outcome.seen_steps)
     axes.plot([0, horizon], [position, position], color="#efefef", linewidth=4, solid_capstyle="round", zorder=1)
-    if end:
-        axes.plot([0, end], [position, position], color=colour, linewidth=4, solid_capstyle="butt", zorder=2)
+    if end > start:
+        axes.plot([start, end], [position, position], color=colour, linewidth=4, solid_capstyle="butt", zorder=2)
+    if start:
+        axes.plot([0, start], [position, position], color=FAINT, linewidth=1.0, linestyle=(0, (2, 2)), zorder=2)
+        axes.plot([start], [position], color=colour, zorder=3, **BRANCH)
     if outcome.failed_step is not None:
         axes.plot([end], [position], marker="x", color=colour, markersize=8, markeredgewidth=2.2, zorder=3)
         _write(axes, _draw_what_came_after(axes, position, outcome, colour), position, _told(outcome), horizon, colour)
@@ -105,6 +119,7 @@ def _draw_table(axes: Axes, section: Section) -> None:
         axes.text(-0.008, row, figure_text(group.label), color=colour, **beside)
         for step in steps:
             finite, unknown = still_finite(group, step)
-            text = f"{finite}/{len(group.runs)}" + (f" ({unknown}?)" if unknown else "")
+            text = f"{finite}/{len(at_risk(group, step))}" + (f" ({unknown}?)" if unknown else "")
+            text = text if at_risk(group, step) else NOTHING
             axes.text(step, row, text, ha="center", va="center", color=colour, fontsize=8.5)
     axes.set_ylim(rows + 0.5, -0.6)

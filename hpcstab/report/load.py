@@ -94,6 +94,9 @@ def _read_identity(run: RunDir) -> dict[str, Any]:
         raise ValueError(f"run.json has no '{missing[0]}'")
     if not isinstance(identity["seed"], int) or not isinstance(identity["overrides"], dict):
         raise ValueError("run.json: seed is no number, or overrides no mapping")
+    parent = identity.get("parent")
+    if parent is not None:
+        str(parent["run_id"]), int(parent["step"]), str(parent["path"]), str(parent["checkpoint"])
     if not all(isinstance(fix, dict) and isinstance(fix.get("set"), dict) for fix in identity["fixes"]):
         raise ValueError("run.json: a fix does not say what it sets")
     return identity

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from hpcstab.report.compare import ALPHA, Pairing, failure_rate_bound, smallest_p
 from hpcstab.report.differences import ConfigDifference, config_differences, declared_flaws
+from hpcstab.report.lineage import lineage_notes
 from hpcstab.report.record import DATA_UPKEEP
 from hpcstab.report.sections import Section, declared_digest
 from hpcstab.report.words import printable
@@ -14,6 +15,7 @@ from hpcstab.report.words import printable
 def certainty_notes(section: Section, pairings: Sequence[Pairing]) -> list[str]:
     """One sentence each."""
     notes = [
+        *lineage_notes(section),
         *_survival_notes(section),
         *_pairing_notes(pairings),
         *_fairness_notes(section),
@@ -27,7 +29,7 @@ def _survival_notes(section: Section) -> list[str]:
     """What n runs without a failure still allow."""
     whole: dict[int, list[str]] = {}
     for group in section.groups:
-        if len(group.finite) == len(group.runs):
+        if len(group.finite) == len(group.runs) and not group.is_rerun:
             whole.setdefault(len(group.runs), []).append(group.label)
     return [
         f"No failure in {n} run{'s' * (n > 1)} ({', '.join(labels)}) still allows a failure rate of up to"

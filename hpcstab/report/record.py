@@ -15,8 +15,8 @@ from hpcstab.config import Claim, Compare
 from hpcstab.report.words import printable
 from hpcstab.rundir import RunDir
 
-DATA_UPKEEP = ("batch_size", "num_workers")
-"""Keys of the config's ``data`` that change neither the samples nor the split."""
+DATA_UPKEEP = ("batch_size", "num_workers", "faults")
+"""Keys of the config's ``data`` that change neither the held-out samples nor the split."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,17 @@ class LoadedRun:
     @property
     def overrides(self) -> Mapping[str, Any]:
         return dict(self.identity["overrides"])
+
+    @property
+    def parent(self) -> Mapping[str, Any] | None:
+        """For a rerun: of which run, from which step, with what; None for a run that began by itself."""
+        parent: Mapping[str, Any] | None = self.identity.get("parent")
+        return parent
+
+    @property
+    def entry_step(self) -> int:
+        """The first step that is its own: before it, a rerun could not fail."""
+        return int(self.parent["step"]) if self.parent else 0
 
     @property
     def metrics(self) -> list[Mapping[str, Any]]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -35,6 +35,11 @@ class Group:
         return self.runs[0].overrides
 
     @property
+    def is_rerun(self) -> bool:
+        """Its runs go on from other runs: they are no independent ones, and enter no comparison."""
+        return self.runs[0].parent is not None
+
+    @property
     def seeds(self) -> list[int]:
         return sorted({run.seed for run in self.runs})
 
@@ -57,7 +62,9 @@ class Group:
 class Section:
     """One comparison: everything in it was measured alike.
 
-    ``horizon`` is the smallest of the declared horizon and the planned steps of the runs.
+    ``horizon`` is the smallest of the declared horizon and the planned steps of the runs, of the latter alone where a
+    rerun begins behind the declared one; ``known`` are all runs that
+    were loaded, by id: a parent can stand in another section.
     """
 
     model: str
@@ -65,6 +72,7 @@ class Section:
     compare: Compare
     horizon: int
     groups: tuple[Group, ...]
+    known: Mapping[str, LoadedRun] = field(default_factory=dict)
 
     @property
     def runs(self) -> list[LoadedRun]:
@@ -100,8 +108,13 @@ class Section:
         return max(1, math.ceil(-math.log10(margin)) + 1) if margin > 0 else 3
 
     def group(self, variant: str, overrides: Mapping[str, Any]) -> Group | None:
-        """The group of a variant with these overrides, if it was run."""
-        return next((group for group in self.groups if (group.variant, group.overrides) == (variant, overrides)), None)
+        """The group of a variant with these overrides that began at step 0, if it was run."""
+        fresh = [group for group in self.groups if not group.is_rerun]
+        return next((group for group in fresh if (group.variant, group.overrides) == (variant, overrides)), None)
+
+    def parent_of(self, run: LoadedRun) -> LoadedRun | None:
+        """The run that a rerun goes on from, where it was loaded."""
+        return self.known.get(str(run.parent["run_id"])) if run.parent else None
 
     def by_data(self) -> list[tuple[str, list[LoadedRun]]]:
         """Runs by the data they were measured on, each with a note for its baselines; most runs first, unmarked."""
@@ -124,7 +137,8 @@ def make_sections(runs: Sequence[LoadedRun]) -> list[Section]:
     by_key: dict[tuple[Any, ...], list[LoadedRun]] = {}
     for run in runs:
         by_key.setdefault(_section_key(run), []).append(run)
-    return [_section(members) for _, members in sorted(by_key.items(), key=lambda item: item[0])]
+    known = {run.run_id: run for run in runs}
+    return [_section(members, known) for _, members in sorted(by_key.items(), key=lambda item: item[0])]
 
 
 def declared_digest(identity: Mapping[str, Any]) -> str:
@@ -144,18 +158,25 @@ def _section_key(run: LoadedRun) -> tuple[str, str, str, str]:
     return run.model, run.scale, json.dumps(declared, sort_keys=True), json.dumps(length, sort_keys=True)
 
 
-def _section(runs: list[LoadedRun]) -> Section:
+def _section(runs: list[LoadedRun], known: Mapping[str, LoadedRun]) -> Section:
     compare = runs[0].compare
     planned = [run.planned_steps for run in runs if run.planned_steps]
-    horizon = min([compare.horizon_steps, *planned])
+    horizon = min([*_declared_horizon(runs, compare), *planned], default=compare.horizon_steps)
     by_label: dict[str, list[LoadedRun]] = {}
-    for run in sorted(runs, key=lambda run: (_rank(run), run.label, run.seed, run.run.path.name)):
+    for run in sorted(
+        runs, key=lambda run: (_rank(run), run.parent is not None, run.label, run.seed, run.run.path.name)
+    ):
         by_label.setdefault(run.label, []).append(run)
     groups = tuple(
         Group(label, tuple(members), tuple(outcome_of(run, horizon) for run in members))
         for label, members in by_label.items()
     )
-    return Section(runs[0].model, runs[0].scale, compare, horizon, groups)
+    return Section(runs[0].model, runs[0].scale, compare, horizon, groups, known)
+
+
+def _declared_horizon(runs: list[LoadedRun], compare: Compare) -> list[int]:
+    """The declared one as a list, empty where a rerun begins behind it: of that run nothing would be left."""
+    return [compare.horizon_steps] if all(run.entry_step < compare.horizon_steps for run in runs) else []
 
 
 def _rank(run: LoadedRun) -> int:

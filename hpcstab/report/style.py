@@ -30,6 +30,9 @@ RC: Any = {
     "savefig.facecolor": "white",
 }
 
+BRANCH: Any = {"marker": "o", "markersize": 6.5, "markerfacecolor": "white", "markeredgewidth": 1.6}
+"""The circle where a rerun goes on from its parent."""
+
 _NAMED = {"before": "#D55E00", "after": "#0072B2", "cured": "#009E73"}  # Okabe-Ito: vermillion, blue, bluish green
 _OTHERS = ("#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255", "#999933", "#332288")
 _NAMED_STYLES: dict[str, Any] = {"before": (0, (4, 1.6)), "after": (0, (1.2, 1.2)), "cured": "solid"}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from hpcstab.errors import EXIT_WRONG_REQUEST, RunError
 from hpcstab.report.facts import Row, rows_as_csv
+from hpcstab.report.lineage import with_ancestors
 from hpcstab.report.load import load_runs
 from hpcstab.report.page import Page, make_page
 from hpcstab.report.render import render_html, render_markdown
@@ -41,14 +42,14 @@ class Report:
 
 
 def write_report(runs: list[RunDir], out: Path, title: str | None = None) -> Report:
-    """report.html, report.md, runs.csv and figures/ about ``runs``, in the folder ``out``.
+    """report.html, report.md, runs.csv and figures/ about ``runs`` and what they go on from, in the folder ``out``.
 
     Raises:
         RunError: there is no run, none can be read, or ``out`` cannot be written.
     """
     if not runs:
         raise RunError("there are no runs to report on; `hpcstab submit MODEL` makes some")
-    loaded, broken = load_runs(runs)
+    loaded, broken = load_runs(with_ancestors(runs))
     if not loaded:
         raise RunError(f"none of the {len(broken)} run folders can be read; {broken[0].path}: {broken[0].reason}")
     page = make_page(loaded, broken, title, datetime.now().astimezone())

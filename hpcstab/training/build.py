@@ -28,9 +28,13 @@ from hpcstab.training.optimizers import build_optimizer
 from hpcstab.training.precision import pick_device, set_tf32
 from hpcstab.training.ranks import join_ranks
 from hpcstab.training.records import Records
+from hpcstab.training.saving import Saver
 from hpcstab.training.step import StepRunner
 from hpcstab.training.tensorboard import TensorBoard
 from hpcstab.training.trainer import Trainer
+
+CPU = torch.device("cpu")
+"""Where networks are built that are not trained here."""
 
 
 def build_trainer(  # noqa: PLR0913 - the composition root hands over all parts at once
@@ -92,6 +96,7 @@ def build_trainer(  # noqa: PLR0913 - the composition root hands over all parts 
         records=records,
         failure=failure_watch,
         cadence=cadence,
+        saver=Saver(),
         tensorboard=tensorboard,
         stop_requested=stop_requested,
         ranks=ranks,

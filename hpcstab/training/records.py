@@ -40,7 +40,8 @@ class _Nowhere:
 class Records:
     """metrics.csv, evals.csv, probes.csv, terms.csv, events.jsonl, task.json and status.json of one attempt.
 
-    ``writes`` False: another rank writes them, and this one only knows its status.
+    ``writes`` False: another rank writes them, and this one only knows its status. ``evaluation``: step and primary
+    metric of the last evaluation, None where it was not finite.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Records:
         self._writes = writes
         self._primary = next(metric for metric in task.metrics if metric.name == primary)
         self.attempt = attempt
+        self.evaluation: dict[str, Any] | None = None
         evals = evals_header(metric.name for metric in task.metrics)
         self.metrics = self._csv(run.metrics_csv, metrics_header(task.loss_term_names, task.diagnostics))
         self.evals = self._csv(run.evals_csv, evals)
@@ -59,6 +61,7 @@ class Records:
         self._status: dict[str, Any] = {
             "state": "running",
             "step": 0,
+            "first_step": 0,  # of this attempt
             "total_steps": total_steps,
             "update": 0,
             "time": 0.0,
@@ -117,9 +120,11 @@ class Records:
             self.events.write(kind, step, self._status["update"], **data)
 
     def better(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Keep the evaluation with the best primary metric so far."""
+        """Remember the evaluation, and keep it where its primary metric is the best so far."""
         value, best = metrics[self._primary.name], self._status["best"]
         sign = 1.0 if self._primary.direction == "higher" else -1.0
+        named = {"metric": self._primary.name, "direction": self._primary.direction, "value": value, "step": step}
+        self.evaluation = named if math.isfinite(value) else None
         if math.isfinite(value) and (best is None or sign * value > sign * best["value"]):
             self._status["best"] = {"metric": self._primary.name, "value": value, "step": step}
 

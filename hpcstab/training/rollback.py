@@ -16,7 +16,8 @@ from hpcstab.errors import CheckpointError
 from hpcstab.stability.finite import nonfinite_names
 from hpcstab.stability.guards.guards import Verdict
 from hpcstab.training.ends import Halted, StateFault
-from hpcstab.training.state import newest_checkpoint, put_back, save_state
+from hpcstab.training.saving import finish_save, save_state
+from hpcstab.training.state import newest_checkpoint, put_back
 
 if TYPE_CHECKING:
     from hpcstab.training.trainer import Trainer
@@ -82,6 +83,7 @@ def _go_back(trainer: Trainer, told: Mapping[str, Any], latest: int | None) -> N
     at, update = trainer.step, trainer.update
     ladder = trainer.guarding.ladder
     numbers = {"number": ladder.num_rollbacks, "budget": ladder.max_rollbacks, "lr_factor": ladder.lr_factor}
+    finish_save(trainer)  # where it failed an event has said so, and an older one is gone back to
     try:
         restored = newest_checkpoint(trainer, scheduled_until=latest)
     except CheckpointError as error:
@@ -100,6 +102,7 @@ def _go_back(trainer: Trainer, told: Mapping[str, Any], latest: int | None) -> N
 def _keep(trainer: Trainer) -> None:
     """The budgets that were used and the line that was left must survive a kill from here on."""
     save_state(trainer)
+    finish_save(trainer)
     if trainer.ranks.is_first:
         CheckpointStore(trainer.run).forget_after(trainer.step)
     trainer.ranks.of_first(None)  # no rank reads before they are gone

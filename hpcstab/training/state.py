@@ -10,48 +10,65 @@ from typing import TYPE_CHECKING, Any
 
 from hpcstab.checkpoint import CheckpointStore, Restored
 from hpcstab.errors import CheckpointError
-from hpcstab.stability.finite import nonfinite_names
 
 if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+    from hpcstab.stability.gate.gate import Gate
+    from hpcstab.training.batchnorm import BatchNormCare
+    from hpcstab.training.guarding import Guarding
     from hpcstab.training.trainer import Trainer
 
 _REMEMBERED = ("first_nonfinite_step", "first_failure_step", "best", "eval", "last")
 
 
-def save_state(trainer: Trainer) -> bool:
-    """Rank 0 writes the checkpoint before the trainer's next step; True where parameters and buffers are finite."""
-    gate = trainer.runner.gate
-    sick = nonfinite_names(trainer.runner.state_tensors().items())
-    state = {
-        "network": trainer.network.state_dict(),
-        "optimizer": trainer.optimizer.state_dict(),
-        "ema": gate.ema.state_dict() if gate.ema else None,
-        "loss_scale": gate.loss_scale.state_dict() if gate.loss_scale else None,
-        "gate_armed": gate.armed,
+def state_of(trainer: Trainer) -> dict[str, Any]:
+    """The state before the trainer's next step, not copied."""
+    return {
+        **state_of_parts(trainer.network, trainer.optimizer, trainer.runner.gate, trainer.batchnorm, trainer.guarding),
         "objective": trainer.runner.objective.state_dict(),
-        "batchnorm": trainer.batchnorm.state_dict(),
-        "guarding": trainer.guarding.state_dict() if trainer.guarding else None,
         "step": trainer.step,
         "update": trainer.update,
         "nonfinite_streak": trainer.failure.streak,
         "status": {name: trainer.records[name] for name in _REMEMBERED},
     }
-    facts = {
+
+
+def facts_of(trainer: Trainer) -> dict[str, Any]:
+    """What the manifest says of a state beside its health."""
+    evaluation = trainer.records.evaluation
+    return {
         "update": trainer.update,
         "attempt": trainer.records.attempt,
-        "nonfinite": sick[:20],
+        "world_size": trainer.ranks.count,
         "scheduled": trainer.step == 0 or trainer.cadence.saves_before(trainer.step),
+        "evaluation": evaluation if evaluation and evaluation["step"] == trainer.step else None,
     }
-    if trainer.ranks.is_first:
-        CheckpointStore(trainer.run).save(trainer.step, state, facts, healthy=not sick)
-    sick = trainer.ranks.of_first(sick)  # which waits until it is written: any rank may have to read it next
-    trainer.saved_at = trainer.step
-    trainer.records.events.write("checkpoint_saved", trainer.step, trainer.update, healthy=not sick)
-    return not sick
+
+
+def state_of_parts(
+    network: nn.Module, optimizer: Optimizer, gate: Gate, batchnorm: BatchNormCare, guarding: Guarding | None
+) -> dict[str, Any]:
+    """What a step changes, as it stands in a checkpoint, not copied."""
+    weights = network.state_dict()
+    return {
+        "network": weights,
+        "buffers": {name: buffer for name, buffer in network.named_buffers() if name not in weights},
+        "optimizer": optimizer.state_dict(),
+        "ema": gate.ema.state_dict() if gate.ema else None,
+        "loss_scale": gate.loss_scale.state_dict() if gate.loss_scale else None,
+        "gate_armed": gate.armed,
+        "batchnorm": batchnorm.state_dict(),
+        "guarding": guarding.state_dict() if guarding else None,
+    }
 
 
 def newest_checkpoint(trainer: Trainer, scheduled_until: int | None = None) -> Restored | None:
-    """The newest sound checkpoint, once all ranks have read it; see :meth:`CheckpointStore.newest`."""
+    """The newest sound checkpoint, once all ranks have read it; see :meth:`CheckpointStore.newest`.
+
+    No save is under way then.
+    """
     try:
         return CheckpointStore(trainer.run).newest(trainer.device, scheduled_until=scheduled_until)
     finally:
@@ -64,13 +81,21 @@ def restore_state(trainer: Trainer) -> bool:
     Raises:
         CheckpointError: there are checkpoints and none passes, or it does not fit the network.
     """
+    if trainer.ranks.is_first:
+        CheckpointStore(trainer.run).clean_up()
+    trainer.ranks.of_first(None)  # no rank reads before that
     restored = newest_checkpoint(trainer)
     if restored is None:
         return False
     put_back(trainer, restored, _REMEMBERED)
     for reason in restored.refused:
         trainer.records.events.write("checkpoint_refused", trainer.step, trainer.update, reason=reason)
-    trainer.records.events.write("resumed", trainer.step, trainer.update, checkpoint=restored.folder.name)
+    if restored.manifest.get("begins_run"):
+        parent = trainer.run.identity()["parent"]
+        told = {key: parent[key] for key in ("run_id", "checkpoint", "weights_only", "repaired", "fresh")}
+        trainer.records.events.write("branched", trainer.step, trainer.update, **told)
+    else:
+        trainer.records.events.write("resumed", trainer.step, trainer.update, checkpoint=restored.folder.name)
     return True
 
 
@@ -84,6 +109,9 @@ def put_back(trainer: Trainer, restored: Restored, remembered: tuple[str, ...]) 
     try:
         trainer.network.load_state_dict(state["network"])
         trainer.optimizer.load_state_dict(state["optimizer"])
+        buffers = dict(trainer.network.named_buffers())
+        for name, buffer in state["buffers"].items():
+            buffers[name].copy_(buffer)
     except (RuntimeError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{restored.folder}: does not fit this network or optimizer: {reason}") from None
@@ -98,7 +126,9 @@ def put_back(trainer: Trainer, restored: Restored, remembered: tuple[str, ...]) 
     if trainer.guarding:
         trainer.guarding.load_state_dict(state["guarding"])
     trainer.step, trainer.update = state["step"], state["update"]
-    trainer.saved_at = trainer.step
+    trainer.records.evaluation = restored.manifest.get("evaluation")
+    is_evaluated = trainer.records.evaluation is not None or not trainer.cadence.evaluates_before(trainer.step)
+    trainer.saved_at = trainer.step if is_evaluated else None  # else it is saved anew with its evaluation
     trainer.failure.streak = state["nonfinite_streak"]
     status = {name: state["status"][name] for name in remembered}
     trainer.records.status(step=trainer.step, update=trainer.update, **status)

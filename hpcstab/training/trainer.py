@@ -38,7 +38,8 @@ from hpcstab.training.recording import record, record_held, record_refusal, reco
 from hpcstab.training.records import Records
 from hpcstab.training.recovery import recover
 from hpcstab.training.rollback import go_back_after
-from hpcstab.training.state import restore_state, save_state
+from hpcstab.training.saving import Saver, close_saver, finish_last_save, save_state, tell_saves
+from hpcstab.training.state import restore_state
 from hpcstab.training.step import Pending, Signals, StepRunner
 from hpcstab.training.tensorboard import TensorBoard
 from hpcstab.training.terms import note_nonfinite_terms
@@ -62,7 +63,7 @@ class Trainer:
     Attributes:
         step: the next batch position.
         update: applied updates among the steps that were read.
-        saved_at: the position of the checkpoint that was last written or put back.
+        saved_at: the position of the checkpoint that was last begun or put back, where it has its evaluation.
         in_flight: steps that were given to the device and not read yet, oldest first.
     """
 
@@ -79,6 +80,7 @@ class Trainer:
     records: Records
     failure: FailureWatch
     cadence: Cadence
+    saver: Saver
     tensorboard: TensorBoard
     stop_requested: Callable[[], str | None]
     ranks: Ranks
@@ -91,16 +93,28 @@ class Trainer:
     in_flight: deque[Pending] = field(default_factory=deque)
 
     def train(self) -> TrainingResult:
-        """Train to the end, to divergence, or until a signal asks to stop; from a checkpoint where there is one."""
+        """Train to the end, to divergence, or until a signal asks to stop; from a checkpoint where there is one.
+
+        Raises:
+            CheckpointError: there is no checkpoint that passes, or what had to be saved could not be.
+        """
+        try:
+            return self._train()
+        finally:
+            close_saver(self)
+
+    def _train(self) -> TrainingResult:
         self.began = time.perf_counter()
         self.records.write_task(self.task)
         self._was_restored = restore_state(self)
         self._first_step = self.step
+        self.records.status(first_step=self._first_step)
         self.records.events.write("train_start", self.step, self.update, **device_facts(self.device))
         self.records.heartbeat(now=True)
         if self.guarding is not None and not self._was_restored:
             save_state(self)  # there is always something to go back to
         state, reason = self._run()
+        finish_last_save(self, state)
         self.records.events.write("train_end", self.step, self.update, state=state, reason=reason)
         if state != "stopped" and self.ranks.is_first:
             self.records.status(state=state, judgement=judge(self.run).as_json())
@@ -118,11 +132,11 @@ class Trainer:
             return "stopped", str(stop)
         except Diverged as divergence:
             self.records.events.write("diverged", self.step, self.update, reason=str(divergence))
-            save_state(self)
+            save_state(self, as_evidence=True)
             return "diverged", str(divergence)
         except Halted as halt:
             self.records.events.write("halted", self.step, self.update, reason=str(halt))
-            save_state(self)
+            save_state(self, as_evidence=True)
             return "halted", str(halt)
         except BaseException:
             record_the_rest(self)  # what a crash is looked at for is its last rows
@@ -215,6 +229,7 @@ class Trainer:
         while len(self.in_flight) > lag:
             self._read_one()
         pending.seconds = time.perf_counter() - started
+        tell_saves(self)
         self.records.heartbeat()
 
     def _read_one(self) -> None:
@@ -266,8 +281,13 @@ class Trainer:
         finish_repairs(self, ends=ends)
         if ends or self.cadence.evaluates_before(self.step):
             evaluate_network(self)
-        if ends or (self.cadence.saves_before(self.step) and self.step != self.saved_at):
+        if ends or (self._is_worth_keeping() and self.step != self.saved_at):
             self._save()
+
+    def _is_worth_keeping(self) -> bool:
+        """On the cadence of checkpoints, and where an evaluation has just been the best; for all ranks rank 0's."""
+        is_best = self.ranks.of_first((self.records["best"] or {}).get("step") == self.step)
+        return self.cadence.saves_before(self.step) or (is_best and self.step > 0)
 
     def _save(self) -> None:
         if self.ranks.of_first(max(self.run.attempt_numbers(), default=0)) > self.records.attempt:

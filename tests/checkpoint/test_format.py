@@ -45,6 +45,7 @@ def run(tmp_path: Path) -> RunDir:
 
 
 def found(run: RunDir) -> float:
+    CheckpointStore(run).clean_up()
     restored = CheckpointStore(run).newest("cpu")
     assert restored is not None and restored.refused == ()
     assert [path.name for path in run.checkpoints.iterdir() if path.is_dir()] == [restored.folder.name]

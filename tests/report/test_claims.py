@@ -94,6 +94,16 @@ def test_every_claim_of_the_yaml_names_a_column_that_runs_have(train_run: MakeRu
     assert metrics <= columns, metrics - columns
 
 
+def test_the_largest_finite_value_of_a_diagnostic_is_a_column(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    header, *rows = run.metrics_csv.read_text().splitlines()
+    values = [3.0, float("inf"), 7.0, float("nan")]
+    rows = [f"{row},{values[index % 4]}" for index, row in enumerate(rows)]
+    run.metrics_csv.write_text("\n".join([f"{header},diag_spread", *rows]) + "\n")
+    (row,) = section_rows(section_of([run]))
+    assert row["max_diag_spread"] == 7.0
+
+
 def test_a_run_has_the_epoch_of_its_failure_and_where_its_terms_began_and_ended(tmp_path: Path) -> None:
     run = make_run(tmp_path, fails_at=12)
     (facts,) = section_rows(section_of([run]))

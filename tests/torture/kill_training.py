@@ -1,16 +1,18 @@
-"""Hundreds of kill -9 at random instants of a training; prints a table for ``reports/torture/``.
+"""Hundreds of kill -9 of a training, at random instants and in the midst of saves; ``reports/torture/`` has the table.
 
-    python -m tests.torture.kill_training [--kills 200]
+    python -m tests.torture.kill_training [--kills 200] [--out FILE]
 
-Each round forks a process that trains swae3d at scale tiny, kills it after a random time, reads all that is
-left as any reader would, and resumes the run to its end. A round is good where every file can be read, rows are
-complete and without a gap, the status does not speak of a step whose row is not there, nothing stays aside, and the
-final weights are bitwise those of a run that was never killed.
+Each round forks a process that trains swae3d at scale tiny and kills it: after a random time, or, in a quarter of the
+rounds, while a checkpoint that was drawn before is being written. Then it reads all that is left as any reader would,
+and resumes the run to its end. A round is good where every file can be read, rows are complete and without a gap,
+the status does not speak of a step whose row is not there, every checkpoint with a name is whole, nothing stays aside
+after the next start, and the final state is bitwise that of a run that was never killed.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import multiprocessing
 import os
@@ -19,7 +21,9 @@ import signal
 import tempfile
 import time
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,9 +36,62 @@ from hpcstab.identity import create_run
 from hpcstab.judgement import judge
 from hpcstab.metrics import read_events, read_history, read_rows
 from hpcstab.rundir import RunDir, begin_attempt, read_json
+from tests.training.test_gate import same
 
-LONGEST_S = 1.6
-SETTINGS = ["trainer.max_steps=50", "trainer.evaluate_every={steps: 5}", "trainer.checkpoint_every={steps: 2}"]
+NUM_STEPS = 50
+SAVE_EVERY = 2
+LONGEST_SAVE_S = 0.02
+SETTINGS = [
+    f"trainer.max_steps={NUM_STEPS}",
+    "trainer.evaluate_every={steps: 5}",
+    f"trainer.checkpoint_every={{steps: {SAVE_EVERY}}}",
+]
+HEAD = """# kill -9 at random instants and in the midst of saves
+
+Made by `python -m tests.torture.kill_training --kills {kills} --out {out}` (part of `make torture`): rounds of
+swae3d@cured at scale `tiny` ({steps} steps, a checkpoint every {every}, an evaluation every 5; gate, guards,
+saves in a thread of their own), killed at a random time of its length or while a checkpoint that was drawn
+before is being written, read as any reader would, then resumed to the end. A problem is a file that cannot be
+read, a checkpoint with a name that is not whole, a gap in the history, a status ahead of its rows, a file left
+aside after the next start, or a final state (weights, optimizer, guards) that is not bitwise that of a run that
+was never killed.
+"""
+
+
+@dataclass
+class Tally:
+    """What the rounds came to: how many were killed when, and what was wrong afterwards."""
+
+    phases: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+
+
+def torture(kills: int, root: Path, seed: int = 0) -> Tally:
+    """So many rounds under ``root``; a quarter of them dies during a save."""
+    experiment = load_experiment("swae3d")
+    resolved = resolve(experiment, "cured", "tiny", parse_overrides(SETTINGS))
+    generator, tally = random.Random(seed), Tally()
+    whole = create_run(root, experiment, resolved, seed=0)
+    started = time.perf_counter()
+    train(whole)
+    length_s = time.perf_counter() - started
+    expected = final_state(whole)
+    for number in range(kills):
+        run = create_run(root, experiment, resolved, seed=0)
+        process = multiprocessing.get_context("fork").Process(target=train, args=(run,))
+        process.start()
+        if tally.phases["during a save"] < (number + 1) / 4:
+            wait_for_save(run, generator.randrange(SAVE_EVERY, NUM_STEPS + 1, SAVE_EVERY), process)
+            time.sleep(generator.uniform(0.0, LONGEST_SAVE_S))
+        else:
+            time.sleep(generator.uniform(0.0, length_s))
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        tally.phases[phase(run)] += 1
+        tally.problems += problems(run)
+        tally.problems += problems_after_resume(run, expected)
+    return tally
 
 
 def train(run: RunDir) -> None:
@@ -42,11 +99,19 @@ def train(run: RunDir) -> None:
     execute(run, begin_attempt(run, {}))
 
 
-def final_weights(run: RunDir) -> dict[str, torch.Tensor]:
+def wait_for_save(run: RunDir, step: int, process: Any) -> None:
+    """Until the checkpoint of the step, or a later one, is begun."""
+    while process.is_alive() and not any(
+        path.name.lstrip(".") >= run.checkpoint(step).name for path in run.checkpoints.glob("*step_*")
+    ):
+        time.sleep(0.0005)
+
+
+def final_state(run: RunDir) -> dict[str, Any]:
     status = read_json(run.status_json)
     assert status is not None
-    weights: dict[str, torch.Tensor] = read_checkpoint(run.checkpoint(status["step"]))[0]["network"]
-    return weights
+    state = read_checkpoint(run.checkpoint(status["step"]))[0]
+    return {part: state[part] for part in ("network", "optimizer", "guarding", "step", "update")}
 
 
 def problems(run: RunDir) -> list[str]:
@@ -54,12 +119,14 @@ def problems(run: RunDir) -> list[str]:
     found = []
     for path in run.path.rglob("*.json"):
         name = path.relative_to(run.path)
-        if any(part.endswith(".aside") for part in name.parts):
+        if any(part.endswith((".aside", ".old")) for part in name.parts):
             continue  # what is being written, which no reader looks at
         try:
             json.loads(path.read_text())
         except ValueError:
             found.append(f"{name} cannot be read")
+    for folder in run.checkpoints.glob("step_*"):
+        read_checkpoint(folder)
     steps = list(read_history(run.metrics_csv))
     if steps != list(range(len(steps))):
         found.append("metrics.csv has a gap")
@@ -71,20 +138,21 @@ def problems(run: RunDir) -> list[str]:
     return found
 
 
-def problems_after_resume(run: RunDir, expected: dict[str, torch.Tensor]) -> list[str]:
+def problems_after_resume(run: RunDir, expected: dict[str, Any]) -> list[str]:
     """What is wrong once the run has been resumed to its end."""
     train(run)
     found = problems(run)
-    if list(run.path.rglob("*.aside")):
-        found.append("an aside file stays")
-    weights = final_weights(run)
-    if not all(torch.equal(weights[name], expected[name]) for name in expected):
-        found.append("the final weights differ")
+    if list(run.path.rglob("*.aside")) + list(run.path.rglob("*.old")):
+        found.append("a file stays aside")
+    if not same(final_state(run), expected):
+        found.append("the final state differs")
     return found
 
 
 def phase(run: RunDir) -> str:
     """How far the run had come when it was killed."""
+    if list(run.checkpoints.glob(".*")):
+        return "during a save"
     status = read_json(run.status_json)
     if status is not None and status["state"] == "completed":
         return "after the end"
@@ -96,34 +164,19 @@ def phase(run: RunDir) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=200)
-    kills = parser.parse_args().kills
-    experiment = load_experiment("swae3d")
-    resolved = resolve(experiment, "cured", "tiny", parse_overrides(SETTINGS))
-    generator = random.Random(0)
-    bad: list[str] = []
-    phases: Counter[str] = Counter()
+    parser.add_argument("--out", type=Path, help="write the table here too")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        whole = create_run(Path(folder), experiment, resolved, seed=0)
-        train(whole)
-        expected = final_weights(whole)
-        for _ in range(kills):
-            run = create_run(Path(folder), experiment, resolved, seed=0)
-            process = multiprocessing.get_context("fork").Process(target=train, args=(run,))
-            process.start()
-            time.sleep(generator.uniform(0.0, LONGEST_S))
-            assert process.pid is not None
-            os.kill(process.pid, signal.SIGKILL)
-            process.join()
-            phases[phase(run)] += 1
-            bad += problems(run)
-            bad += problems_after_resume(run, expected)
-    print("| killed | rounds |\n|---|---|")
-    for name, count in sorted(phases.items()):
-        print(f"| {name} | {count} |")
-    print(f"\n{kills} kills, {len(bad)} problems")
-    for line in bad:
-        print(f"- {line}")
-    raise SystemExit(1 if bad else 0)
+        tally = torture(options.kills, Path(folder))
+    lines = ["| killed | rounds |", "|---|---|"]
+    lines += [f"| {name} | {count} |" for name, count in sorted(tally.phases.items())]
+    lines += [f"| problems | {len(tally.problems)} |", *(f"\n- {problem}" for problem in tally.problems)]
+    print(*lines, sep="\n")
+    if options.out is not None:
+        head = HEAD.format(kills=options.kills, out=options.out, steps=NUM_STEPS, every=SAVE_EVERY)
+        when = f"{datetime.date.today()}, torch {torch.__version__}, {os.cpu_count()} cores, one thread, local disk"
+        options.out.write_text("\n".join([head, when, "", *lines]) + "\n", encoding="utf-8")
+    raise SystemExit(1 if tally.problems else 0)
 
 
 if __name__ == "__main__":

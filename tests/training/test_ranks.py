@@ -27,7 +27,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> Said:
 def test_two_ranks_end_as_a_loop_without_the_fault(said: Said, case: Case) -> None:
     reports, root = said
     for report in reports:
-        stopped = ["stopped"] if case.stop_on is not None else []
+        stopped = ["stopped"] if case.stop_on is not None else ["died"] if case.dies_at is not None else []
         assert report[case.name] == {
             "case": case.name,
             "states": [*stopped, "completed"],

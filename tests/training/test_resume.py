@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from hpcstab.checkpoint import CheckpointStore, read_checkpoint
+from hpcstab.config import load_experiment, resolve
 from hpcstab.errors import CheckpointError
 from hpcstab.execute import execute
 from hpcstab.metrics import read_evals, read_events, read_history, read_rows
@@ -20,14 +21,21 @@ VARIANTS = [(model, variant) for model in MODELS for variant in ("before", "afte
 CLOCKS = ("attempt", "time_s", "step_time_s", "peak_mem_gib", "seconds")
 
 
-def attempt(run: RunDir, stop_after: int | None = None) -> str:
-    """One attempt at the run; a signal asks it to stop after so many steps."""
-    steps = iter(range(10**9))
+def attempt(run: RunDir, stop_after: int | None = None, *, dies: bool = False) -> str:
+    """One attempt at the run; after so many turns of the loop a signal asks it to stop, or it dies there."""
+    turns = iter(range(10**9))
 
     def stop_requested() -> str | None:
-        return "SIGUSR2" if stop_after is not None and next(steps) >= stop_after else None
+        if stop_after is None or next(turns) < stop_after:
+            return None
+        if dies:
+            raise KeyboardInterrupt
+        return "SIGUSR2"
 
-    return execute(run, begin_attempt(run, {}), stop_requested).state
+    try:
+        return execute(run, begin_attempt(run, {}), stop_requested).state
+    except KeyboardInterrupt:
+        return "dead"
 
 
 def numbers(rows: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -50,6 +58,21 @@ def equal(first: Any, second: Any) -> bool:
     return bool(first == second)
 
 
+def assert_as_if_nothing_had_happened(whole: RunDir, parts: RunDir) -> None:
+    """All that a reader of the run finds, and the state to the last bit; what differs is the count of attempts."""
+    states = [final_state(run) for run in (whole, parts)]
+    for part in states[0].keys() - {"status"}:  # which has the time of a step
+        assert equal(states[0][part], states[1][part]), part
+    histories = [numbers(list(read_history(run.metrics_csv).values())) for run in (whole, parts)]
+    assert histories[0] == histories[1]
+    assert numbers(read_evals(whole.evals_csv)) == numbers(read_evals(parts.evals_csv))
+    statuses = [read_json(run.status_json) or {} for run in (whole, parts)]
+    for key in ("state", "step", "best", "eval", "first_nonfinite_step", "judgement"):
+        assert statuses[0][key] == statuses[1][key], key
+    best = [(read_json(run.checkpoints / "index.json") or {})["best"] for run in (whole, parts)]
+    assert best[0] == best[1]
+
+
 @pytest.mark.parametrize("stops", [[1], [3], [5], [1, 1, 2]])
 @pytest.mark.parametrize(("model", "variant"), VARIANTS)
 def test_resumed_is_uninterrupted_bit_for_bit(make_run: MakeRun, model: str, variant: str, stops: list[int]) -> None:
@@ -58,32 +81,58 @@ def test_resumed_is_uninterrupted_bit_for_bit(make_run: MakeRun, model: str, var
     for stop_after in stops:
         assert attempt(parts, stop_after) == "stopped"
     assert attempt(parts) == expected
-    for part in ("network", "optimizer", "step", "update"):
-        assert equal(final_state(whole)[part], final_state(parts)[part]), part
-    histories = [numbers(list(read_history(run.metrics_csv).values())) for run in (whole, parts)]
-    assert histories[0] == histories[1]
-    assert numbers(read_evals(whole.evals_csv)) == numbers(read_evals(parts.evals_csv))
-    statuses = [read_json(run.status_json) for run in (whole, parts)]
-    assert statuses[0] is not None
-    assert statuses[1] is not None
-    for key in ("state", "step", "best", "eval", "first_nonfinite_step", "judgement"):
-        assert statuses[0][key] == statuses[1][key], key
+    assert_as_if_nothing_had_happened(whole, parts)
+
+
+ALL_AT_ONCE = [
+    "trainer.max_steps=10",
+    "trainer.checkpoint_every={steps: 3}",
+    "trainer.evaluate_every={steps: 4}",
+    "trainer.micro_batches=2",
+    "trainer.ema_decay=0.9",
+    "scheduler={name: cosine, warmup: {steps: 3}, min_lr_fraction: 0.1}",
+]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_checkpoint_of_a_training_leads_to_the_same_end(make_run: MakeRun, model: str) -> None:
+    """Gate, guards, gradient accumulation, moving average and scheduler; stopped, dead, and with damaged checkpoints.
+
+    Every attempt goes on from another kind of checkpoint: of the cadence, of a best evaluation, of a signal, and
+    the one before a damaged one.
+    """
+    settings = [*ALL_AT_ONCE, phase_of_a_term(model)]
+    whole, parts = (make_run(model, "cured", settings=settings) for _ in range(2))
+    assert attempt(whole) == "completed"
+    assert attempt(parts, 4, dies=True) == "dead"
+    assert attempt(parts, 2) == "stopped"
+    damage_newest(parts)
+    assert attempt(parts, 5, dies=True) == "dead"
+    damage_newest(parts)
+    assert attempt(parts, 3) == "stopped"
+    assert attempt(parts) == "completed"
+    assert_as_if_nothing_had_happened(whole, parts)
+    resumed = [event["step"] for event in read_events(parts.events_jsonl) if event["kind"] == "resumed"]
+    assert len(resumed) == 4
+    assert len([event for event in read_events(parts.events_jsonl) if event["kind"] == "checkpoint_refused"]) == 2
+
+
+def phase_of_a_term(model: str) -> str:
+    """A setting by which the last loss term comes on in step 5, over three steps."""
+    config = resolve(load_experiment(model), "cured", "tiny").config
+    term = list(config.losses.weights.model_dump())[-1]
+    return f"losses.phases={{{term}: {{start: {{steps: 5}}, ramp: {{steps: 3}}}}}}"
+
+
+def damage_newest(run: RunDir) -> None:
+    flip(max(run.checkpoints.glob("step_[0-9]*")) / "state.pt")
 
 
 def test_a_killed_attempt_goes_on_from_its_last_checkpoint(make_run: MakeRun) -> None:
     """A crash between checkpoints: the rows after the checkpoint are written again, and count once."""
     whole, run = make_run(variant="cured"), make_run(variant="cured")
     attempt(whole)
-
-    boundaries = iter(range(6))
-
-    def crash() -> str | None:
-        if next(boundaries) == 5:
-            raise KeyboardInterrupt
-        return None
-
-    with pytest.raises(KeyboardInterrupt):
-        execute(run, begin_attempt(run, {}), crash)
+    assert attempt(run, 5, dies=True) == "dead"
     assert attempt(run) == "completed"
     resumed = next(event for event in read_events(run.events_jsonl) if event["kind"] == "resumed")
     assert (resumed["step"], resumed["data"]["checkpoint"]) == (4, "step_00000004")
@@ -124,7 +173,7 @@ def test_no_sound_checkpoint_is_an_error_and_nothing_is_deleted(make_run: MakeRu
     before = sorted(run.checkpoints.iterdir())
     for folder in run.checkpoints.glob("step_*"):
         flip(folder / "state.pt")
-    with pytest.raises(CheckpointError, match="none of 3 checkpoints passes"):
+    with pytest.raises(CheckpointError, match="none of 4 checkpoints passes"):
         attempt(run)
     assert sorted(run.checkpoints.iterdir()) == before
 
@@ -139,11 +188,18 @@ def test_a_diverged_run_leaves_a_checkpoint_labelled_sick(make_run: MakeRun) -> 
     assert CheckpointStore(run).newest("cpu") is None
 
 
-def test_only_the_two_newest_healthy_checkpoints_are_kept(make_run: MakeRun) -> None:
-    run = make_run(variant="cured", settings=["trainer.checkpoint_every={steps: 1}"])
+def test_the_newest_and_the_best_are_kept(make_run: MakeRun) -> None:
+    """And the index names what status.json calls the best."""
+    settings = ["trainer.checkpoint_every={steps: 1}", "trainer.evaluate_every={steps: 1}", "trainer.max_steps=8"]
+    run = make_run(variant="after", settings=settings)
     attempt(run)
-    assert sorted(path.name for path in run.checkpoints.glob("step_*")) == ["step_00000005", "step_00000006"]
-    assert (read_json(run.checkpoints / "index.json") or {})["last"] == "step_00000006"
+    status = read_json(run.status_json)
+    assert status is not None
+    best = status["best"]["step"]
+    names = {step: run.checkpoint(step).name for step in (best, 6, 7, 8)}
+    assert sorted(path.name for path in run.checkpoints.glob("step_*")) == sorted(set(names.values()))
+    index = read_json(run.checkpoints / "index.json")
+    assert index == {"last": names[8], "best": names[best], "healthy": sorted(set(names.values()), reverse=True)}
 
 
 def test_an_older_attempt_stops_before_its_next_checkpoint(make_run: MakeRun) -> None:
@@ -157,7 +213,7 @@ def test_an_older_attempt_stops_before_its_next_checkpoint(make_run: MakeRun) ->
 
     result = execute(run, begin_attempt(run, {}), newer_attempt_begins)
     assert (result.state, result.reason) == ("stopped", "superseded")
-    assert [path.name for path in run.checkpoints.glob("step_*")] == ["step_00000002"]
+    assert sorted(path.name for path in run.checkpoints.glob("step_*")) == ["step_00000002", "step_00000003"]
 
 
 def test_a_checkpoint_of_another_network_is_refused(make_run: MakeRun) -> None:

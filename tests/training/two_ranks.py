@@ -29,7 +29,10 @@ COMPARE = {"primary": "error", "margin": 0.01, "horizon_steps": 20, "hierarchy":
 
 @dataclass(frozen=True)
 class Case:
-    """A fault on one rank; ``stop_on``: the rank that is asked to stop before step 6, after which both go on."""
+    """A fault on one rank; ``stop_on``: the rank that is asked to stop before step 6, after which both go on.
+
+    ``dies_at``: both ranks die in this step, and go on from the last checkpoint of the cadence.
+    """
 
     name: str
     kind: str = "none"
@@ -38,6 +41,7 @@ class Case:
     precision: str = "fp32"
     optimizer: str = "adam"
     stop_on: int | None = None
+    dies_at: int | None = None
     poisons_buffer_of: int | None = None
     loses_batch: bool = True
 
@@ -52,6 +56,7 @@ CASES = (
     Case("statistics of rank 0", rank=0, poisons_buffer_of=0, loses_batch=False),
     Case("statistics of rank 1", poisons_buffer_of=1, loses_batch=False),
     Case("rank 1 is asked to stop", "nan", "input", stop_on=1),
+    Case("both die", "nan", "input", dies_at=13),
 )
 
 
@@ -100,7 +105,7 @@ def run_case(case: Case, rank: int, folder: Path) -> dict[str, Any]:
 def _train(case: Case, config: Config, run: RunDir, rank: int) -> tuple[Trainer, list[str]]:
     states: list[str] = []
     attempt = 0
-    while not states or states[-1] == "stopped":
+    while not states or states[-1] in ("stopped", "died"):
         attempt += 1
         if rank == 0:
             run.attempts.mkdir(exist_ok=True)
@@ -109,9 +114,14 @@ def _train(case: Case, config: Config, run: RunDir, rank: int) -> tuple[Trainer,
         task = FaultTask(config, case.kind, case.site, STEP if rank == case.rank else -1, bad_sample=2 + case.rank)
         asked = _asked_at(6) if case.stop_on == rank and attempt == 1 else lambda: None
         trainer = build_trainer(task, config, run, 0, attempt, "error", (), asked)
+        if case.dies_at is not None and attempt == 1:
+            _die_at(trainer, case.dies_at)
         if case.poisons_buffer_of == rank:
             _poison_once(trainer)
-        states.append(trainer.train().state)
+        try:
+            states.append(trainer.train().state)
+        except KeyboardInterrupt:
+            states.append("died")
         trainer.records.close()
     return trainer, states
 
@@ -125,6 +135,17 @@ def _asked_at(look: int) -> Callable[[], str | None]:
         return "SIGTERM" if len(looks) > look else None
 
     return asked
+
+
+def _die_at(trainer: Trainer, step: int) -> None:
+    launch = trainer.runner.launch
+
+    def dying(item: Any, *args: Any, **kwargs: Any) -> Any:
+        if item.step == step:
+            raise KeyboardInterrupt
+        return launch(item, *args, **kwargs)
+
+    trainer.runner.launch = dying  # type: ignore[method-assign]
 
 
 def _poison_once(trainer: Trainer) -> None:
