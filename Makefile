@@ -71,9 +71,11 @@ test-slurm: $(READY)  ## tests on real Slurms, four side by side (at most 15 min
 test-gpu: $(READY)  ## what can only be seen on a GPU: no step waits for it, the fault matrix, replay
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/stability tests/faults/test_matrix.py -k "gpu or fault_is_found or replay"
 
-bench: $(READY)  ## timings of start-up, status and a hardened step, as printed figures
+bench: $(READY)  ## timings of start-up, status, a hardened step and the doctor's scan, as printed figures
 	$(VENV)/bin/python -m tests.benchmarks.startup
+	$(VENV)/bin/python -m tests.benchmarks.log_scan
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.benchmarks.step_cost
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.benchmarks.doctor_scan
 
 reports: $(READY)  ## rebuild the reference report under reports/ (tens of minutes)
 	$(HPCSTAB) submit swae3d --scale small --seeds 3-5 --wait

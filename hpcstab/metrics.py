@@ -85,6 +85,7 @@ EventKind = Literal[
     "checkpoint_refused",  # a checkpoint did not pass verification; the one before it was taken
     "superseded",  # a newer attempt of this run exists; this one ends
     "stop_requested",  # a signal asked the trainer to stop
+    "samples_failed",  # the task raised where it should have drawn pictures; the run ends as it would have
     "tensorboard_absent",  # trainer.tensorboard is optional and the package is not there
     "train_end",
 ]
@@ -215,6 +216,12 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in complete_lines(path)]
 
 
+def read_numbered_events(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """(line, event) from 1, without lines that hold none: for whoever looks at a file that may be damaged."""
+    found = [(number, _event(line)) for number, line in enumerate(complete_lines(path), 1)]
+    return [(number, event) for number, event in found if event is not None]
+
+
 def read_header(path: Path) -> tuple[str, ...]:
     """The columns of a CSV file; empty where it is absent or has no complete line."""
     with_header = complete_lines(path, limit=1)
@@ -235,6 +242,14 @@ def cut_torn_line(path: Path) -> None:
         end = content.rfind(b"\n") + 1
         if end < len(content):
             file.truncate(end)
+
+
+def _event(line: str) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and {"step", "kind", "data"} <= event.keys() else None
 
 
 def _complete_lines(path: Path, limit: int | None) -> Iterator[str]:

@@ -230,6 +230,23 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value
 
 
+def bytes_below(path: Path) -> int:
+    """Bytes of a file, or of all below a folder; links are not followed, what vanishes meanwhile counts nothing."""
+    try:
+        if not path.is_dir() or path.is_symlink():
+            return path.lstat().st_size
+        with os.scandir(path) as entries:
+            found = list(entries)
+    except OSError:
+        return 0
+    total = 0
+    for entry in found:
+        with contextlib.suppress(OSError):
+            is_folder = entry.is_dir(follow_symlinks=False)
+            total += bytes_below(Path(entry.path)) if is_folder else entry.stat(follow_symlinks=False).st_size
+    return total
+
+
 def begin_attempt(run: RunDir, facts: Mapping[str, Any]) -> int:
     """Take the next attempt number and record its start; ``facts`` are node, pid, job id, devices."""
     number = max(run.attempt_numbers(), default=0) + 1

@@ -162,11 +162,14 @@ class Task(Protocol):
         ...
 
 
+FindingKind = Literal["non_finite", "constant", "range", "shape", "dtype", "unreadable", "duplicate"]
+
+
 @dataclass(frozen=True)
 class DataFinding:
-    """Something wrong with the data: ``kind`` is non_finite, constant, range, shape or duplicate."""
+    """Something wrong with the data: ``count`` samples of ``split`` (or of ``all``, before they were split)."""
 
-    kind: Literal["non_finite", "constant", "range", "shape", "duplicate"]
+    kind: FindingKind
     split: str
     count: int
     message: str

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from hpcstab.config import load_experiment, model_names, parse_overrides, resolve
+from hpcstab.config import (
+    Experiment,
+    load_experiment,
+    model_names,
+    parse_overrides,
+    resolve,
+)
 from hpcstab.identity import create_run
 from hpcstab.rundir import RunDir, begin_attempt, end_attempt
 
@@ -16,6 +22,11 @@ MODELS = model_names()
 """Tests iterate over the registry, so that a later model is covered without a new test."""
 
 MakeRun = Callable[..., RunDir]
+
+
+def with_one_change(experiment: Experiment, fix: str) -> str:
+    """``before`` with the fix, or without it where ``before`` has it."""
+    return f"before-{fix}" if fix in experiment.file.variants.get("before", ()) else f"before+{fix}"
 
 
 @pytest.fixture(autouse=True)

@@ -19,6 +19,7 @@ PACKAGE = REPOSITORY / "hpcstab"
 # Torch-free rooms, in order: each may import those left of it.
 LINE = [
     "errors",
+    "units",
     "seeds",
     "config",
     "metrics",
@@ -52,13 +53,17 @@ MAY_IMPORT: dict[str, set[str]] = {
         "state",
         "execute",
     },
+    # reads what a run wrote; other verbs (replay, doctor) are asked in processes of their own
+    "explain": {"errors", "units", "config", "metrics", "rundir", "identity", "interventions", "judgement", "state"},
+    # the only room that removes something of a run; checkpoint, for whether one is whole
+    "housekeeping": {"errors", "rundir", "state", "checkpoint"},
     "report": {"errors", "config", "campaign", "identity", "metrics", "rundir", "judgement", "state"},
-    "cli": {*LINE, "data", "doctor", "execute", "rerun", "launch", "report"},
+    "cli": {*LINE, "data", "doctor", "execute", "rerun", "launch", "report", "explain", "housekeeping"},
 }
 HEAVY = {"torch", "pandas", "matplotlib", "scipy", "submitit", "PIL", "jinja2"}
 HEAVY_ALLOWED: dict[str, set[str]] = {
     **{room: set() for room in LINE},
-    "data": {"torch"},
+    "data": {"torch", "scipy", "PIL"},
     "checkpoint": {"torch"},
     "stability": {"torch"},
     "doctor": {"torch"},
@@ -67,10 +72,12 @@ HEAVY_ALLOWED: dict[str, set[str]] = {
     "execute": {"torch"},
     "rerun": {"torch"},
     "launch": {"submitit"},
+    "explain": set(),
+    "housekeeping": set(),
     "report": {"pandas", "matplotlib", "scipy", "jinja2"},
     "cli": set(),
 }
-ONLY_IN_FUNCTIONS = {("launch", "execute"), ("execute", "training")}
+ONLY_IN_FUNCTIONS = {("launch", "execute"), ("execute", "training"), ("housekeeping", "checkpoint")}
 """Imports that must not happen when the importing module is loaded: they bring torch."""
 
 
@@ -146,7 +153,7 @@ def test_what_loads_torch_is_imported_inside_functions_only() -> None:
         if room == "cli"
         and not entry.in_function
         and entry.module.startswith("hpcstab.")
-        and not entry.module.startswith(("hpcstab.cli", "hpcstab.errors", "hpcstab.__version__"))
+        and not entry.module.startswith(("hpcstab.cli", "hpcstab.errors", "hpcstab.units", "hpcstab.__version__"))
     ]
     assert not wrong, "\n".join(wrong)
 

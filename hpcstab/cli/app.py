@@ -26,10 +26,12 @@ from hpcstab.cli import (
     replay,
     report,
     rerun,
+    runs,
     show,
     status,
     submit,
     train,
+    why,
 )
 from hpcstab.errors import EXIT_NO_ANSWER, EXIT_OUR_BUG, EXIT_WRONG_REQUEST, HpcstabError
 
@@ -68,6 +70,8 @@ app.command("rerun")(rerun.rerun)
 app.command("report")(report.report)
 app.command("doctor")(doctor.doctor)
 app.command("replay")(replay.replay)
+app.command("why")(why.why)
+app.command("runs")(runs.runs)
 
 
 def main() -> NoReturn:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hpcstab.cli.data import refuse_missing_data
 from hpcstab.cli.options import DEFAULT_ROOT
 from hpcstab.cli.terminal import print_json, print_table
 from hpcstab.errors import EXIT_BAD_NEWS, EXIT_NO_ANSWER, LaunchError
@@ -70,6 +71,7 @@ def launch(
     if dry_run:
         _show_plan(name, planned, cluster, root, why_not_here, as_json)
         return
+    refuse_missing_data(run.resolved for run in planned)
     ledger = submit_runs(planned, name, cluster, root, configs, tuple(sys.argv[1:]))
     if not (cluster.executor == "local" if wait is None else wait):
         _print_submitted(ledger, root, as_json)

@@ -24,7 +24,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """The resolved config of a variant; with --diff, before beside after and cured."""
-    from hpcstab.config import load_experiment, parse_variant, variant_names
+    from hpcstab.config import distinct_variants, load_experiment, parse_variant
     from hpcstab.errors import ConfigError
 
     model, variant = split_target(target)
@@ -35,7 +35,7 @@ def show(
         return
     if settings:
         raise ConfigError("--diff compares the variants as they stand in the YAML; leave --set away")
-    variants = variant_names(experiment)
+    variants = distinct_variants(experiment)
     if variant:
         name = parse_variant(experiment, variant).name
         variants = [*variants, name] if name not in variants else variants
@@ -95,12 +95,11 @@ def _show_differences(experiment: Experiment, variants: list[str], scale: str, a
         named = ", ".join(f"{fix} ({fixes[fix].kind})" for fix in setters)
         cells.append((row.key, *(shown_value(value) for value in row.values), named, why))
     print_table(("parameter", *variants, "fix", "why"), cells, title=f"{experiment.name} at scale {scale}")
-    for variant in variants:
-        _print_overridden(experiment, parse_variant(experiment, variant).fixes)
+    _print_overridden(experiment, *(parse_variant(experiment, variant).fixes for variant in variants))
 
 
-def _print_overridden(experiment: Experiment, fixes: tuple[str, ...]) -> None:
+def _print_overridden(experiment: Experiment, *variants: tuple[str, ...]) -> None:
     from hpcstab.config import overridden
 
-    for key, earlier, later in overridden(experiment, fixes):
+    for key, earlier, later in dict.fromkeys(pair for fixes in variants for pair in overridden(experiment, fixes)):
         print(f"note: fixes '{earlier}' and '{later}' both set {key}; the later in YAML order, '{later}', wins")

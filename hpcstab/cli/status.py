@@ -17,6 +17,7 @@ import typer
 from hpcstab.cli.options import DEFAULT_ROOT, AsJson, Root
 from hpcstab.cli.terminal import print_json, print_table
 from hpcstab.errors import ConfigError, RunError
+from hpcstab.units import duration
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -129,15 +130,6 @@ def hours(count: float) -> str:
     if count < 0.01:
         return "<0.01" if count > 0 else "0"
     return f"{count:.2f}" if count < 10 else f"{count:.1f}" if count < 100 else f"{count:.0f}"
-
-
-def duration(seconds: float) -> str:
-    """``40 s``, ``12 min``, ``3.5 h`` or ``2.1 d``."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 100 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 100 * 3600 else f"{seconds / 86400:.1f} d"
 
 
 def table_of(states: Sequence[RunState], name: Callable[[RunState], str], without: Sequence[str] = ()) -> Table:

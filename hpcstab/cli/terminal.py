@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
+_MIN_FOLDED = 6
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> None:
-    """A table; empty cells stand for None."""
+
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "", folding: Collection[str] | None = None
+) -> None:
+    """A table; empty cells stand for None. ``folding``: the columns that may take several lines a row; None: all."""
     cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         for line in [list(columns), *cells]:
@@ -22,7 +26,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: st
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        table.add_column(column, overflow="fold")
+        folds = folding is None or column in folding
+        table.add_column(column, overflow="fold", no_wrap=not folds, min_width=_MIN_FOLDED if folds else None)
     for row in cells:
         table.add_row(*(Text(cell) for cell in row))
     Console().print(table)

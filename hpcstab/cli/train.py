@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hpcstab.cli.data import refuse_missing_data
 from hpcstab.cli.options import DEFAULT_ROOT, Configs, Root, Scale, Settings
 from hpcstab.cli.show import split_target
 from hpcstab.errors import EXIT_BAD_NEWS, ConfigError
@@ -67,6 +68,7 @@ def _new_run(target: str, seed: int, scale: str, settings: list[str], root: Path
         raise ConfigError(f"train wants MODEL@VARIANT, got '{target}'; e.g. {target}@before")
     experiment = load_experiment(model, configs)
     resolved = resolve(experiment, variant, scale, parse_overrides(settings))
+    refuse_missing_data([resolved])
     return create_run(root, experiment, resolved, seed)
 
 

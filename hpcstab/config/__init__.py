@@ -15,7 +15,7 @@ from hpcstab.config.load import config_class_of, load_experiment, model_names
 from hpcstab.config.locate import NAME, find_yaml, yaml_names
 from hpcstab.config.resolve import ResolvedRun, parse_overrides, resolve, signature
 from hpcstab.config.section import Section, leaf_keys, nearest, validate_section
-from hpcstab.config.variants import Variant, parse_variant, variant_names
+from hpcstab.config.variants import Variant, distinct_variants, parse_variant, variant_names
 from hpcstab.config.yaml_file import parse_yaml_value, read_yaml_mapping
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "branch",
     "config_class_of",
     "differences",
+    "distinct_variants",
     "find_yaml",
     "leaf_keys",
     "load_experiment",

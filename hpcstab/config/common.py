@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, Strict, model_validator
+from pydantic import BeforeValidator, Field, Strict, model_validator
 
 from hpcstab.config.durations import Duration
 from hpcstab.config.guards import Guards
@@ -158,6 +159,10 @@ class DataConfig(Section):
     num_workers: int = Field(ge=0, json_schema_extra=KEEPS_NUMBERS)
     faults: Annotated[tuple[DataFault, ...], Strict(False)]
 
+    def sources(self) -> tuple[str, ...]:
+        """Packages of the fetched data that the run reads (hpcstab/data/sources); none where it draws its own."""
+        return ()
+
     @model_validator(mode="after")
     def _one_fault_a_step(self) -> DataConfig:
         steps = [fault.step for fault in self.faults]
@@ -167,10 +172,22 @@ class DataConfig(Section):
 
 
 class Phase(Section):
-    """When a loss term is on: off until ``start``, then a linear ramp of length ``ramp`` to its weight."""
+    """When a loss term is on: off until ``start``, then a linear ramp of length ``ramp`` to its weight.
+
+    ``to``: to this part of it. A term with several phases goes from the part of one to that of the next.
+    """
 
     start: Duration
     ramp: Duration
+    to: float = Field(default=1.0, ge=0, le=1)
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, Mapping) else value
+
+
+Phases = Annotated[tuple[Phase, ...], Strict(False), BeforeValidator(_as_list)]
+"""The phases of one term, in order; a single one may stand without a list."""
 
 
 class LossesConfig(Section):
@@ -183,7 +200,7 @@ class LossesConfig(Section):
     """
 
     weights: Section
-    phases: dict[str, Phase]
+    phases: dict[str, Phases]
     multiply_zero_weights: bool
     on_bad_term: Literal["ignore", "ramp_again"]
     bad_term_ramp: Duration

@@ -54,14 +54,9 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
 
 
 def leaf_keys(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """All (dotted key, value) pairs of a section, in the order of its fields."""
+    """All (dotted key, value) pairs of a section, in the order of its fields; ``losses.phases.kl`` too."""
     for name in type(section).model_fields:
-        value = getattr(section, name)
-        path = f"{prefix}{name}"
-        if isinstance(value, Section) and not value.is_value():
-            yield from leaf_keys(value, f"{path}.")
-        else:
-            yield path, value
+        yield from _leaves(f"{prefix}{name}", getattr(section, name))
 
 
 def numberless_keys(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -72,6 +67,17 @@ def numberless_keys(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{name}"
         elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from numberless_keys(field.annotation, f"{prefix}{name}.")
+
+
+def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Section) and not value.is_value():
+        yield from leaf_keys(value, f"{path}.")
+    elif isinstance(value, dict) and value:
+        for name, entry in value.items():
+            # a term with one phase is set key by key: losses.phases.kl.ramp; several are one value
+            yield from _leaves(f"{path}.{name}", entry[0] if isinstance(entry, tuple) and len(entry) == 1 else entry)
+    else:
+        yield path, value
 
 
 def _explain(cls: type[BaseModel], error: ErrorDetails, prefix: str) -> str:

@@ -27,6 +27,11 @@ def variant_names(experiment: Experiment) -> list[str]:
     return ["before", *(name for name in experiment.file.variants if name != "before")]
 
 
+def distinct_variants(experiment: Experiment) -> list[str]:
+    """The named variants without second names for the same fixes (``round1``, where that is ``before``)."""
+    return list(dict.fromkeys(parse_variant(experiment, name).name for name in variant_names(experiment)))
+
+
 def parse_variant(experiment: Experiment, expression: str) -> Variant:
     """The variant that ``expression`` names, in canonical form.
 

@@ -18,13 +18,13 @@ NamedArrays = Iterable[tuple[str, NDArray[np.float32]]]
 
 
 def check_arrays(
-    splits: Mapping[str, NamedArrays], shape: tuple[int, ...], value_range: tuple[float, float]
+    splits: Mapping[str, NamedArrays], shape: tuple[int, ...] | None, value_range: tuple[float, float]
 ) -> list[DataFinding]:
     """One pass over (id, array) samples of each split.
 
     Args:
         splits: samples by split; the first split is the one that is trained on.
-        shape: what every sample must have.
+        shape: what every sample must have; None where samples differ in it.
         value_range: lowest and highest value allowed, in the unit of the samples.
     """
     findings: list[DataFinding] = []
@@ -51,8 +51,8 @@ def num_distinct(samples: NamedArrays) -> int:
     return len({hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest() for _, array in samples})
 
 
-def _problem(array: NDArray[np.float32], shape: tuple[int, ...], value_range: tuple[float, float]) -> str | None:
-    if array.shape != shape:
+def _problem(array: NDArray[np.float32], shape: tuple[int, ...] | None, value_range: tuple[float, float]) -> str | None:
+    if shape is not None and array.shape != shape:
         return "shape"
     if not np.isfinite(array).all():
         return "non_finite"
@@ -64,7 +64,7 @@ def _problem(array: NDArray[np.float32], shape: tuple[int, ...], value_range: tu
 
 
 def _describe(
-    split: str, bad: Mapping[str, list[str]], shape: tuple[int, ...], value_range: tuple[float, float]
+    split: str, bad: Mapping[str, list[str]], shape: tuple[int, ...] | None, value_range: tuple[float, float]
 ) -> list[DataFinding]:
     texts = {
         "shape": f"have another shape than {shape}",

@@ -1,6 +1,6 @@
-"""Analytic volumes of SWAE 3D: products of sines in two sets, a split that does not leak, and blocks.
+"""Analytic volumes of SWAE 3D: products of sines in two sets, and a split that does not leak.
 
-R = edge of a volume, b = edge of a block, N = (R / b)**3 blocks a volume. NumPy only.
+R = edge of a volume. NumPy only.
 """
 
 from __future__ import annotations
@@ -114,43 +114,3 @@ def split_by_combination(
     validation_ids = sorted(sample_id for group in held_out[num_validation] for sample_id in groups[group])
     train_ids = sorted(set(range(len(functions))) - set(validation_ids))
     return train_ids, validation_ids
-
-
-def to_blocks(volume: NDArray[np.float32], block_size: int) -> NDArray[np.float32]:
-    """Cut a volume (R, R, R) into blocks (N, 1, b, b, b), the last axis running fastest.
-
-    Raises:
-        DataError: not a cube, or its edge is no multiple of `block_size`.
-    """
-    resolution = volume.shape[0]
-    if volume.shape != (resolution,) * 3:
-        raise DataError(f"a volume has shape {volume.shape}: need a cube (R, R, R)")
-    per_axis = _blocks_per_axis(resolution, block_size)
-    grid = volume.reshape(per_axis, block_size, per_axis, block_size, per_axis, block_size)
-    return grid.transpose(0, 2, 4, 1, 3, 5).reshape(-1, 1, block_size, block_size, block_size)
-
-
-def from_blocks(blocks: NDArray[np.float32], resolution: int) -> NDArray[np.float32]:
-    """Put blocks (N, 1, b, b, b) back together into a volume (R, R, R): the exact inverse of `to_blocks`.
-
-    Raises:
-        DataError: the blocks do not fill a cube of edge `resolution`.
-    """
-    block_size = blocks.shape[-1]
-    per_axis = _blocks_per_axis(resolution, block_size)
-    if blocks.shape != (per_axis**3, 1, block_size, block_size, block_size):
-        raise DataError(
-            f"blocks have shape {blocks.shape}: a volume of edge {resolution} needs "
-            f"{(per_axis**3, 1, block_size, block_size, block_size)}"
-        )
-    grid = blocks.reshape(per_axis, per_axis, per_axis, block_size, block_size, block_size)
-    return grid.transpose(0, 3, 1, 4, 2, 5).reshape(resolution, resolution, resolution)
-
-
-def _blocks_per_axis(resolution: int, block_size: int) -> int:
-    if block_size < 1 or resolution < block_size or resolution % block_size:
-        raise DataError(
-            f"a volume of edge {resolution} cannot be cut into blocks of edge {block_size}: "
-            "the resolution must be a multiple of the block size"
-        )
-    return resolution // block_size

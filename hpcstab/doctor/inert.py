@@ -36,8 +36,6 @@ _PLAIN: dict[str, str] = {
     "torch": "device per_tensor_affine per_channel_affine per_tensor_symmetric per_channel_symmetric",
     "torch.jit._pickle": "build_tensor_from_id restore_type_tag build_intlist build_doublelist build_boollist",
     "torch.serialization": "_get_layout",
-    "torch._utils": "_rebuild_device_tensor_from_numpy _rebuild_device_tensor_from_cpu_tensor"
-    " _rebuild_meta_tensor_no_storage _rebuild_wrapper_subclass _rebuild_nested_tensor",
     "numpy": "dtype ndarray",
     "numpy.dtypes": "Float16DType Float32DType Float64DType Int32DType Int64DType UInt32DType UInt64DType BoolDType",
     "numpy.core.multiarray": "_reconstruct scalar",
@@ -79,14 +77,14 @@ class Inert:
     update = extend
 
     def parts(self) -> dict[Any, Any]:
-        """All that it was given, by what it is: ``state`` where it has one, else its items, else its arguments."""
+        """All that it was given: arguments, items, and the attributes of its state."""
         known = self.__dict__
         state = known["inert_state"]
         if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], dict):  # the slots of its class
             state = {**(state[0] or {}), **state[1]}
-        if state is not None:
-            return state if isinstance(state, dict) else {"state": state}
-        return known["inert_items"] or dict(enumerate(known["inert_args"]))
+        if not isinstance(state, dict):
+            state = {} if state is None else {"state": state}
+        return {**dict(enumerate(known["inert_args"])), **known["inert_items"], **state}
 
 
 _MACHINE: Any = pickle._Unpickler
@@ -135,7 +133,8 @@ class InertUnpickler(_MACHINE):  # type: ignore[misc]
         names but those known to be plain count, since nobody can list what is dangerous there.
         """
         full = f"{module}.{name}"
-        plain = name in _PLAIN_NAMES.get(module, ())
+        rebuilds = module in ("torch._utils", "torch._tensor") and name.startswith("_rebuild_")
+        plain = rebuilds or name in _PLAIN_NAMES.get(module, ())
         standard = module.split(".")[0] in _STANDARD
         harmless = plain or not (standard or _is_function(name))
         calls = self.calls
@@ -152,7 +151,7 @@ class InertUnpickler(_MACHINE):  # type: ignore[misc]
 
         def call_result(_: Inert, *args: Any) -> Inert:
             note_call(f"the result of {full}")
-            return Inert(*args)
+            return _Result(*args)
 
         if not (plain and module.split(".")[0] == "torch"):
             self.classes.append(full)
@@ -201,6 +200,13 @@ class InertUnpickler(_MACHINE):  # type: ignore[misc]
             self.stack[-1].__setstate__(state)
 
     dispatch[pickle.BUILD[0]] = load_build
+
+
+class _Result(Inert):
+    """What a call would give; it may be called again."""
+
+    def __call__(self, *args: Any) -> Inert:
+        return _Result(*args)
 
 
 def _is_function(name: str) -> bool:

@@ -14,7 +14,7 @@ from hpcstab.doctor.statistics import Reestimate, mend_layer, mend_statistics
 FRESH_LOSS_SCALE = 65536.0
 """What torch.amp.GradScaler begins with; it finds the right one within a few steps."""
 _ADAGRAD = {"step", "sum"}
-"""It makes its state when it is built, not when it first steps: an empty one would stop it, so it goes to 0 in place."""
+"""It makes its state when it is built, not when it first steps: an empty one would stop it; it goes to 0 in place."""
 
 
 def make_plan(

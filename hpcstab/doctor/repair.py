@@ -60,14 +60,13 @@ def repair(
         return Repair(source, None, (), source.sick or source.findings[:1], (hopeless,), None)
     with ExitStack() as stack:
         sibling = stack.enter_context(opened_sibling(against, ours)) if against is not None else None
-        beside = healthy_neighbour(ours) if sibling is None else None
-        own_run = None
-        if beside is not None and is_checkpoint_folder(source.path):
-            own_run = stack.enter_context(opened_sibling(beside, ours))
+        in_run = is_checkpoint_folder(source.path) and sibling is None
+        beside = healthy_neighbour(ours) if in_run else None
+        own_run = stack.enter_context(opened_sibling(beside, ours)) if beside is not None else None
         file = stack.enter_context(ours.contents.open())
         plan = make_plan(ours, file, sibling, own_run, reestimate)
         if plan.left:
-            return Repair(source, None, (), tuple(plan.left), (*plan.advice, *_instead(plan, beside)), None)
+            return Repair(source, None, (), tuple(plan.left), (*plan.advice, *_instead(ours, plan, beside)), None)
         after = _write(ours, plan, out)
     if after.verdict != "healthy":
         return Repair(source, None, tuple(plan.changes), after.sick, tuple(plan.advice), after)
@@ -85,10 +84,11 @@ def _hopeless(ours: Examined) -> str:
     return ""
 
 
-def _instead(plan: Plan, beside: Path | None) -> list[str]:
+def _instead(ours: Examined, plan: Plan, beside: Path | None) -> list[str]:
     """What to do where values would have to be made up."""
     if not any(finding.part == "weights" for finding in plan.left):
         return []
+    beside = beside or healthy_neighbour(ours)
     if beside is None:
         return ["weights cannot be made up: go back to an earlier healthy checkpoint; none was found beside this one"]
     return [
@@ -99,7 +99,7 @@ def _instead(plan: Plan, beside: Path | None) -> list[str]:
 
 def _write(ours: Examined, plan: Plan, out: Path) -> Diagnosis:
     """Write aside, scan what was written, and give it its name where it is healthy."""
-    aside = out.with_name(f".{out.name}.aside.pt")
+    aside = out.with_name(f".{out.name}.pt.aside")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_edited(ours.contents, plan.edits, aside)

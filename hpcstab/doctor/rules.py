@@ -134,8 +134,9 @@ class Rules:
         if 0 < values.largest < tiny:
             text = f"all values are below the smallest normal number of its type ({tiny:.3g})"
             yield self._finding("underflow", located, values, text, "note")
-        elif values.num_subnormal >= SUBNORMAL_FRACTION * values.num_values:
-            text = f"{values.num_subnormal} of {values.num_values} values are subnormal in fp16: most digits are lost"
+        elif values.num_sampled and values.num_subnormal >= SUBNORMAL_FRACTION * values.num_sampled:
+            share = values.num_subnormal / values.num_sampled
+            text = f"{share:.0%} of the values are subnormal in fp16: most of their digits are lost"
             yield self._finding("underflow", located, values, text, "note")
 
     def _is_mask(self, tensor: StoredTensor, limit: float) -> bool:

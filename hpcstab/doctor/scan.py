@@ -13,7 +13,7 @@ import torch
 from hpcstab.doctor.contents import Contents, Record, StoredTensor
 from hpcstab.doctor.measure import Measured
 
-PIECE_BYTES = 1 << 20
+PIECE_BYTES = 1 << 21
 """Read, digested and looked at while it is in the cache: larger pieces are slower, smaller ones cost more calls."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import textwrap
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -12,6 +13,7 @@ from hpcstab.doctor.findings import Change, Diagnosis, Finding, Part, Repair
 MAX_NAMED = 12
 """So many tensors a part; ``--json`` has all."""
 _WIDEST_NAME = 60
+_WIDTH = 110
 _HEADINGS: dict[Part, str] = {
     "file": "the file",
     "batchnorm": "BatchNorm running statistics: --fix can repair them",
@@ -53,16 +55,16 @@ def _repair_lines(repair: Repair) -> Iterator[str]:
         yield from _diagnosis_lines(repair.source)
         if repair.source.verdict != "healthy":
             yield "  nothing was written: a repaired copy has to be healthy throughout"
-        yield from (f"  {advice}" for advice in repair.advice)
+        yield from _advice(repair)
         return
     yield f"FIXED  {repair.source.path} -> {repair.out}, scanned again: healthy"
     for (how, meaning), found in groupby(
         sorted(repair.changes, key=lambda change: (change.how, change.meaning)),
         key=lambda change: (change.how, change.meaning),
     ):
-        yield f"  {how}: {meaning}"
+        yield from _wrapped(f"{how}: {meaning}", 2)
         yield from _change_rows(list(found))
-    yield from (f"  {advice}" for advice in repair.advice)
+    yield from _advice(repair)
     yield f"  next: {_after_repair(repair)}"
 
 
@@ -98,7 +100,8 @@ def _rows(findings: Sequence[Finding]) -> Iterator[str]:
     width = _width([finding.name for finding in findings])
     for finding in findings[:MAX_NAMED]:
         where = f", first at {list(finding.first_index)}" if finding.first_index else ""
-        yield f"    {finding.name:<{width}}{finding.text}{where}"
+        name = f"{finding.name:<{width}}" if finding.name else ""
+        yield from _wrapped(f"{name}{finding.text}{where}", 4)
     if len(findings) > MAX_NAMED:
         yield f"    and {len(findings) - MAX_NAMED} more (--json names all)"
 
@@ -109,6 +112,24 @@ def _change_rows(changes: Sequence[Change]) -> Iterator[str]:
         yield f"    {change.name:<{width}}{change.num_values} value{'s' * (change.num_values != 1)}"
     if len(changes) > MAX_NAMED:
         yield f"    and {len(changes) - MAX_NAMED} more (--json names all)"
+
+
+def _advice(repair: Repair) -> Iterator[str]:
+    for advice in repair.advice:
+        yield from _wrapped(advice, 2)
+
+
+def _wrapped(text: str, indent: int) -> list[str]:
+    """Lines of a readable width; names and commands are never cut."""
+    return textwrap.wrap(
+        text,
+        _WIDTH,
+        initial_indent=" " * indent,
+        subsequent_indent=" " * (indent + 2),
+        break_long_words=False,
+        break_on_hyphens=False,
+        drop_whitespace=True,
+    )
 
 
 def _width(names: Sequence[str]) -> int:

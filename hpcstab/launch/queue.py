@@ -11,10 +11,10 @@ from typing import Any
 
 from hpcstab.errors import RunError
 from hpcstab.launch.answers import scheduler_answers
-from hpcstab.launch.gpu_hours import gpu_hours
 from hpcstab.rundir import RunDir, find_runs, read_json
 from hpcstab.state.answers import Answers
 from hpcstab.state.evidence import OPEN, RESULTS, State, collect, number
+from hpcstab.state.gpu_hours import gpu_hours
 from hpcstab.state.ledger import Job, Ledger, find_job, jobs_by_run, ledger_path, read_ledger, read_ledgers
 from hpcstab.state.rule import answer
 

@@ -95,7 +95,7 @@ def _value(column: str, row: Mapping[str, object]) -> float | None:
 
 
 def _is_first_step(column: str) -> bool:
-    return column in ("first_nonfinite_step", "first_failure_step")
+    return column in ("first_nonfinite_step", "first_nonfinite_epoch", "first_failure_step")
 
 
 def _in_range(claim: Claim, value: float | None) -> bool | None:

@@ -108,6 +108,7 @@ def _survival(outcome: Outcome) -> Row:
     run = outcome.run
     return {
         "first_nonfinite_step": run.first_nonfinite_step,
+        "first_nonfinite_epoch": _epoch_of(run, run.first_nonfinite_step),
         "first_failure_step": run.first_failure_step,
         "nonfinite": int(run.first_nonfinite_step is not None),
         "diverged": int(run.diverged),
@@ -135,6 +136,25 @@ def _losses(run: LoadedRun) -> Row:
         "max_grad_norm": float(np.max(norms)),
         "max_finite_grad_norm": float(np.max(norms[np.isfinite(norms)], initial=-math.inf)),
         **_shares(run),
+        **_diagnostics(run),
+        **_ends(run),
+    }
+
+
+def _epoch_of(run: LoadedRun, step: int | None) -> int | None:
+    """The epoch of a step that was recorded."""
+    if step is None or not run.steps:
+        return None
+    epochs = run.history.loc[run.history["step"] == step, "epoch"]
+    return int(epochs.iloc[0]) if len(epochs) else None
+
+
+def _ends(run: LoadedRun) -> Row:
+    """First and last value of every loss term and diagnostic."""
+    columns = [name for name in map(str, run.history) if name.startswith(("loss_", "diag_")) and name != "loss_finite"]
+    ends = {"first": 0, "last": -1}
+    return {
+        f"{column}_{which}": float(run.history[column].iloc[row]) for column in columns for which, row in ends.items()
     }
 
 
@@ -149,6 +169,15 @@ def _shares(run: LoadedRun) -> Row:
         if f"loss_{term}" in finite and len(finite):
             shares[f"share_{term}"] = float((weight * finite[f"loss_{term}"] / finite["loss"]).median())
     return shares
+
+
+def _diagnostics(run: LoadedRun) -> Row:
+    """The largest finite value of each of the task's diagnostics."""
+    names = [name for name in map(str, run.history.columns) if name.startswith("diag_")]
+    columns = {name: run.history[name].to_numpy(dtype=float) for name in names}
+    return {
+        f"max_{name}": float(np.max(values[np.isfinite(values)], initial=-math.inf)) for name, values in columns.items()
+    }
 
 
 def _metrics(run: LoadedRun, section: Section) -> Row:

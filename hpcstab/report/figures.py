@@ -89,7 +89,8 @@ def samples(section: Section) -> list[Sample]:
 def _sample(label: str, run: LoadedRun, section: Section) -> Sample:
     files = sorted(run.run.samples.glob("step_*.png"))
     step = files[-1].name.split("_")[1] if files else ""
-    pictures, problem = [], f"no picture: the run did not reach its end ({run.state})"
+    failed = [event["data"]["reason"] for event in run.events if event["kind"] == "samples_failed"]
+    pictures, problem = [], f"no picture: {failed[-1] if failed else f'the run did not reach its end ({run.state})'}"
     for number, path in enumerate(file for file in files if file.name.split("_")[1] == step):
         content = path.read_bytes()
         if not content.startswith(_PNG_SIGNATURE) or len(content) > _MAX_PICTURE_BYTES:

@@ -16,7 +16,9 @@ from hpcstab.execute import load_task, read_config
 from hpcstab.rerun.fit import Layout, layout_of, misfit_text, misfits
 from hpcstab.rundir import RunDir
 from hpcstab.task import Task
+from hpcstab.training.batches import TrainingBatches
 from hpcstab.training.build import CPU, build_network
+from hpcstab.training.cadence import build_cadence
 
 Overrides = tuple[tuple[str, Any], ...]
 
@@ -97,7 +99,7 @@ class Asked:
     def refuse_the_end(self, step: int) -> None:
         """Raise a ConfigError where a training at ``step`` would have nothing left to do."""
         trainer = self.config.trainer
-        total = trainer.max_steps or trainer.epochs * (len(self.task.dataset("train")) // self.config.data.batch_size)
+        total = trainer.max_steps or self._num_steps_of_epochs()
         if step < total:
             return
         longer = f"trainer.max_steps={2 * total}" if trainer.max_steps else f"trainer.epochs={2 * trainer.epochs}"
@@ -105,6 +107,10 @@ class Asked:
             f"{self.parent.run_id}: at step {step} of {total} nothing is left to train; say --from STEP for an earlier"
             f" one, or make it longer: --set {longer}"
         )
+
+    def _num_steps_of_epochs(self) -> int:
+        batches = TrainingBatches(self.task.dataset("train"), self.config.data, self.seed)
+        return build_cadence(self.config, batches.steps_per_epoch).total_steps
 
     def _misfit(self, weights: Layout, added: tuple[str, ...], overrides: Overrides) -> bool:
         return bool(misfits(weights, self._network(self._branch(added, overrides))))

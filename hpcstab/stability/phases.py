@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 def phase_factor(step: int, start: int, ramp: int) -> float:
     """Factor on a term's weight at ``step``: 0 before ``start``, then linear over ``ramp`` steps to 1.
@@ -11,3 +13,15 @@ def phase_factor(step: int, start: int, ramp: int) -> float:
     if step < start:
         return 0.0
     return min(1.0, (step - start + 1) / ramp) if ramp > 0 else 1.0
+
+
+def phases_factor(step: int, phases: Iterable[tuple[int, int, float]]) -> float:
+    """Factor on a term's weight at ``step`` after several phases: (start, ramp, factor at its end), in order.
+
+    Each goes from the factor of the one before, the first from 0.
+    """
+    factor = reached = 0.0
+    for start, ramp, to in phases:
+        factor += (to - reached) * phase_factor(step, start, ramp)
+        reached = to
+    return factor

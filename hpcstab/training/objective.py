@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hpcstab.config import LossesConfig
 from hpcstab.errors import ConfigError
-from hpcstab.stability.phases import phase_factor
+from hpcstab.stability.phases import phase_factor, phases_factor
 
 
 class Objective:
@@ -23,11 +23,15 @@ class Objective:
         self._base: dict[str, float] = config.weights.model_dump()
         self._keeps_zero = config.multiply_zero_weights
         self._phases = {
-            term: (
-                phase.start.in_steps(steps_per_epoch, duration_factor),
-                phase.ramp.in_steps(steps_per_epoch, duration_factor),
-            )
-            for term, phase in config.phases.items()
+            term: [
+                (
+                    phase.start.in_steps(steps_per_epoch, duration_factor),
+                    phase.ramp.in_steps(steps_per_epoch, duration_factor),
+                    phase.to,
+                )
+                for phase in phases
+            ]
+            for term, phases in config.phases.items()
         }
         self.ramps_again = config.on_bad_term == "ramp_again"
         self.ramp_steps = config.bad_term_ramp.in_steps(steps_per_epoch, duration_factor)
@@ -36,7 +40,7 @@ class Objective:
 
     def weight(self, term: str, step: int) -> float:
         """The weight of a term at a step, phases and a later ramp included."""
-        factor = phase_factor(step, *self._phases[term]) if term in self._phases else 1.0
+        factor = phases_factor(step, self._phases[term]) if term in self._phases else 1.0
         if term in self._restarts:
             factor *= phase_factor(step, self._restarts[term], self.ramp_steps)
         return self._base[term] * factor
@@ -47,7 +51,8 @@ class Objective:
 
     def unchanged_since(self, step: int) -> int:
         """The step from which on the weights are those of ``step``; within a ramp it is ``step`` itself."""
-        ramps = [phase for term, phase in self._phases.items() if self._base[term] != 0.0]
+        weighted = [phases for term, phases in self._phases.items() if self._base[term] != 0.0]
+        ramps = [(start, ramp) for phases in weighted for start, ramp, _ in phases]
         ramps += [(start, self.ramp_steps) for start in self._restarts.values()]
         return max((min(step, start + max(ramp, 1) - 1) for start, ramp in ramps if start <= step), default=0)
 

@@ -142,7 +142,9 @@ class Trainer:
             record_the_rest(self)  # what a crash is looked at for is its last rows
             raise
         if self.ranks.is_first:
-            save_samples(self.run, self.task, self.network, self._context())
+            failure = save_samples(self.run, self.task, self.network, self._context())
+            if failure:
+                self.records.events.write("samples_failed", self.step, self.update, reason=failure)
         return "completed", f"{self.cadence.total_steps} steps"
 
     def _advance(self) -> bool:

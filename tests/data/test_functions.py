@@ -1,4 +1,4 @@
-"""The analytic volumes: known values, what makes the two sets differ, a split without leaks, blocks."""
+"""The analytic volumes: known values, what makes the two sets differ, a split without leaks."""
 
 import math
 
@@ -7,10 +7,8 @@ import pytest
 
 from hpcstab.data.functions import (
     SineProduct,
-    from_blocks,
     repeated_functions,
     split_by_combination,
-    to_blocks,
     varied_functions,
 )
 from hpcstab.errors import DataError
@@ -91,21 +89,3 @@ def test_split_of_the_repeated_set_is_as_near_as_whole_combinations_allow() -> N
 def test_split_that_cannot_be_is_refused(wave_numbers: tuple[int, ...], fraction: float) -> None:
     with pytest.raises(DataError, match="cannot split"):
         split_by_combination(repeated_functions(5, wave_numbers), fraction, seed=0)
-
-
-def test_blocks_are_contiguous_sub_cubes_and_go_back_exactly() -> None:
-    volume = np.random.default_rng(0).standard_normal((12, 12, 12)).astype(np.float32)
-    blocks = to_blocks(volume, 4)
-    assert blocks.shape == (27, 1, 4, 4, 4)
-    np.testing.assert_array_equal(blocks[1, 0], volume[:4, :4, 4:8])
-    np.testing.assert_array_equal(blocks[9, 0], volume[4:8, :4, :4])
-    np.testing.assert_array_equal(from_blocks(blocks, 12), volume)
-
-
-def test_blocks_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(DataError, match="multiple of the block size"):
-        to_blocks(np.zeros((10, 10, 10), np.float32), 4)
-    with pytest.raises(DataError, match="need a cube"):
-        to_blocks(np.zeros((8, 8, 4), np.float32), 4)
-    with pytest.raises(DataError, match="blocks have shape"):
-        from_blocks(np.zeros((7, 1, 4, 4, 4), np.float32), 8)

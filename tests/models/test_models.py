@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from hpcstab.config import load_experiment, variant_names
+from hpcstab.config import distinct_variants, load_experiment
 from hpcstab.execute import load_task, read_config
 from hpcstab.judgement import judge
 from hpcstab.metrics import read_rows
 from hpcstab.rundir import read_json
-from tests.conftest import MODELS, MakeRun
+from tests.conftest import MODELS, MakeRun, with_one_change
 
-VARIANTS = [(model, variant) for model in MODELS for variant in variant_names(load_experiment(model))]
+VARIANTS = [(model, variant) for model in MODELS for variant in distinct_variants(load_experiment(model))]
 FIXES = [(model, fix) for model in MODELS for fix in load_experiment(model).file.fixes]
 
 
@@ -37,7 +37,8 @@ def test_trains_and_repeats_bit_for_bit(train_run: MakeRun, model: str, variant:
     assert any(baseline["role"] == "floor" for baseline in task["baselines"]["validation"])
 
 
-@pytest.mark.parametrize(("model", "variant"), VARIANTS)
+@pytest.mark.parametrize("variant", ["before", "after", "cured"])
+@pytest.mark.parametrize("model", MODELS)
 def test_bf16_is_a_setting_like_any_other(train_run: MakeRun, model: str, variant: str) -> None:
     run = train_run(model, variant, settings=["precision.dtype=bf16", "trainer.max_steps=2"])
     assert len(read_rows(run.metrics_csv)) == 2
@@ -45,7 +46,7 @@ def test_bf16_is_a_setting_like_any_other(train_run: MakeRun, model: str, varian
 
 @pytest.mark.parametrize(("model", "fix"), FIXES)
 def test_every_fix_alone_trains(train_run: MakeRun, model: str, fix: str) -> None:
-    run = train_run(model, f"before+{fix}", settings=["trainer.max_steps=2"])
+    run = train_run(model, with_one_change(load_experiment(model), fix), settings=["trainer.max_steps=2"])
     status = read_json(run.status_json)
     assert status is not None
     assert status["state"] in ("completed", "diverged")

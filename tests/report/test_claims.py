@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from hpcstab.config import load_experiment
+from hpcstab.metrics import read_rows
 from hpcstab.report.claims import ClaimAnswer, answer_claims
 from hpcstab.report.facts import section_rows
 from hpcstab.rundir import RunDir
-from tests.golden.make import GOLDEN
+from tests.conftest import MODELS, MakeRun
 from tests.report.synthetic import edit_identity, make_run
 from tests.report.test_compare import section_of
 
@@ -86,8 +87,31 @@ def test_below_another_variant_in_the_same_seed(tmp_path: Path) -> None:
     assert answer(runs, metric="psnr", below_variant="before").answer == "refuted"
 
 
-def test_every_claim_of_the_yaml_names_a_column_that_runs_have() -> None:
-    """Or a column of something that this run has not: a data fact, an event."""
-    columns = set(section_rows(section_of([RunDir(GOLDEN)]))[0])
-    metrics = {claim.metric for claim in load_experiment("swae3d").file.claims}
+@pytest.mark.parametrize("model", MODELS)
+def test_every_claim_of_the_yaml_names_a_column_that_runs_have(train_run: MakeRun, model: str) -> None:
+    columns = set(section_rows(section_of([train_run(model, "before")]))[0])
+    metrics = {claim.metric for claim in load_experiment(model).file.claims}
     assert metrics <= columns, metrics - columns
+
+
+def test_the_largest_finite_value_of_a_diagnostic_is_a_column(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    header, *rows = run.metrics_csv.read_text().splitlines()
+    values = [3.0, float("inf"), 7.0, float("nan")]
+    rows = [f"{row},{values[index % 4]}" for index, row in enumerate(rows)]
+    run.metrics_csv.write_text("\n".join([f"{header},diag_spread", *rows]) + "\n")
+    (row,) = section_rows(section_of([run]))
+    assert row["max_diag_spread"] == 7.0
+
+
+def test_a_run_has_the_epoch_of_its_failure_and_where_its_terms_began_and_ended(tmp_path: Path) -> None:
+    run = make_run(tmp_path, fails_at=12)
+    (facts,) = section_rows(section_of([run]))
+    rows = read_rows(run.metrics_csv)
+    assert facts["first_nonfinite_epoch"] == int(rows[12]["epoch"])
+    assert facts["loss_mse_first"] == float(rows[0]["loss_mse"])
+    assert facts["loss_sliced_wasserstein_last"] == pytest.approx(
+        float(rows[-1]["loss_sliced_wasserstein"]), nan_ok=True
+    )
+    healthy = make_run(tmp_path, "after")
+    assert section_rows(section_of([healthy]))[0]["first_nonfinite_epoch"] is None

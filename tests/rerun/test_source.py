@@ -101,6 +101,14 @@ def test_where_nothing_is_left_to_train(parent: RunDir) -> None:
         plan(parent, "4", settings=("trainer.max_steps=4",))
 
 
+def test_a_length_in_epochs_is_counted(parent: RunDir) -> None:
+    """128 training blocks in batches of 32 are 4 steps an epoch."""
+    epochs = ("trainer.max_steps=null", "data.batch_size=32")
+    with pytest.raises(ConfigError, match=r"at step 6 of 4 nothing .* --set trainer.epochs=2"):
+        plan(parent, settings=(*epochs, "trainer.epochs=1"))
+    assert step_of(parent, "healthy", (*epochs, "trainer.epochs=2")) == 6
+
+
 def test_a_run_without_checkpoints(make_run: MakeRun) -> None:
     run = make_run()
     for wanted in ("healthy", "last", "best"):

@@ -27,9 +27,13 @@ from hpcstab.stability.replay.failing_step import FailingStep, Measured
 from hpcstab.stability.replay.last_update import take_back
 from hpcstab.stability.replay.replay import replay as replay_step
 from hpcstab.stability.replay.replayed import Replayed
+from hpcstab.stability.replay.text import replay_text
 from tests.stability.replayable import FAULTY_STEP, Config, Task, config_with
 from tests.test_architecture import PACKAGE, imports_of
 from tests.training.toy import toy_trainer
+
+FACTS = {"run_id": "toy", "step": 7, "update": 7, "rank": 0, "device": "cpu", "ids": []}
+"""What a capsule adds to a replay, as text."""
 
 
 def failed_run(root: Path, config: Config) -> RunDir:
@@ -134,6 +138,18 @@ def test_the_same_overflow_from_the_start_is_the_layers() -> None:
     replayed = replay_step(step_with(1.0, lambda values: (values + 200).exp()))
     assert replayed.advice.verdict == "layer"
     assert "bound its input" in replayed.advice.line
+
+
+def test_an_overflow_that_a_product_with_zero_turns_into_nan_is_named() -> None:
+    """A loss term of weight 0 that is multiplied and not left out: the creator is exp, the advice is the product."""
+    replayed = replay_step(step_with(100.0, lambda values: values + 0.0 * values.exp()))
+    assert math.isnan(replayed.first.loss)
+    assert replayed.finding.root is not None
+    assert replayed.finding.root.family == "exp"
+    assert [each.is_times_zero for each in replayed.finding.path] == [True, False, False]
+    assert replayed.advice.verdict == "layer"
+    assert "a product with 0 (test_replay.py:" in replayed.advice.line
+    assert "mul by 0 (0 x inf = NaN) -> add" in replay_text({**FACTS, **replayed.as_json()})
 
 
 def test_two_runs_that_differ_are_not_reproducible() -> None:

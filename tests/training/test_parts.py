@@ -62,6 +62,18 @@ def test_objective_weighs_terms_and_shrinks_phases_with_the_scale() -> None:
     assert float(objective.total(terms, step=1000)) == 32.0
 
 
+def test_a_term_with_several_phases_goes_from_the_part_of_one_to_that_of_the_next() -> None:
+    stages = [
+        {"start": {"steps": 10}, "ramp": {"steps": 0}, "to": 0.1},
+        {"start": {"steps": 30}, "ramp": {"steps": 20}, "to": 1.0},
+    ]
+    losses = toy_config(losses={"weights": {"mse": 2.0, "size": 3.0}, "phases": {"size": stages}}).losses
+    objective = Objective(losses, steps_per_epoch=10, duration_factor=1.0)
+    weights = [objective.weight("size", step) for step in (9, 10, 29, 39, 49, 1000)]
+    assert weights == pytest.approx([0.0, 0.3, 0.3, 3.0 * 0.55, 3.0, 3.0])
+    assert [objective.unchanged_since(step) for step in (9, 29, 39, 60)] == [0, 10, 39, 49]
+
+
 def test_zero_weight_leaves_a_term_out_unless_the_write_up_multiplied_it() -> None:
     """0 x inf = NaN is the site of write-up 1's failure: it must be possible to keep it, and not by default."""
     terms = {"mse": torch.tensor(1.0), "size": torch.tensor(math.inf)}

@@ -222,6 +222,20 @@ def test_masks_are_counted_and_void_stability(tmp_path: Path) -> None:
     assert not judge(run).stable
 
 
+def test_a_task_that_cannot_draw_costs_no_training(tmp_path: Path) -> None:
+    config = toy_config()
+    task = ToyTask(config)
+
+    def samples(network: Any, context: Any) -> Any:
+        raise RuntimeError("expected 16 channels, got 64\nand more")
+
+    task.samples = samples  # type: ignore[method-assign]
+    run, _, result = train(tmp_path, task, config)
+    assert result.state == "completed"
+    events = [event for event in read_events(run.events_jsonl) if event["kind"] == "samples_failed"]
+    assert [event["data"]["reason"] for event in events] == ["RuntimeError: expected 16 channels, got 64"]
+
+
 @pytest.mark.parametrize(
     ("terms", "message"),
     [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, Strict
+from pydantic import Field, Strict, field_validator
 
 from hpcstab.config import DataConfig, LossesConfig, RunConfig, Section
 
@@ -27,17 +27,37 @@ class Network(Section):
     block_size: int = Field(ge=2)
 
 
-class Data(DataConfig):
-    """Function volumes on a cube of ``resolution`` points a side over [-1, 1].
+FieldName = Literal[
+    "density_crystal", "density_particle", "theta", "pressure", "wind_zonal", "wind_meridional"
+]  # those of hpcstab/data/fields.py; stated here so that a config is read without NumPy
 
-    ``functions``: ``repeated`` is the write-up's set, which cycles over kx = ky = kz without phase or
-    amplitude, so that validation volumes are training volumes; ``varied`` has random phases, amplitudes
-    and wave numbers, with whole (kx, ky, kz) combinations held out.
+
+class Data(DataConfig):
+    """Volumes that are ``synthetic`` (functions) or ``real``: fetched ``fields``, each with a split of its own.
+
+    All keys from ``functions`` on, ``num_samples`` and ``train_split`` belong to synthetic volumes: cubes of
+    ``resolution`` points a side over [-1, 1]. ``functions``: ``repeated`` is the write-up's set, which cycles over
+    kx = ky = kz without phase or amplitude, so that validation volumes are training volumes; ``varied`` has random
+    phases, amplitudes and wave numbers, with whole (kx, ky, kz) combinations held out.
     """
 
+    source: Literal["synthetic", "real"]
+    fields: Annotated[tuple[FieldName, ...], Strict(False)] = Field(min_length=1)
     functions: Literal["repeated", "varied"]
     wave_numbers: Annotated[tuple[int, ...], Strict(False)] = Field(min_length=1)
     resolution: int = Field(ge=2)
+
+    @field_validator("fields")
+    @classmethod
+    def _each_once(cls, fields: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(fields)) < len(fields):
+            raise ValueError(f"names a field twice, got {', '.join(fields)}; each can be there once")
+        return fields
+
+    def sources(self) -> tuple[str, ...]:
+        from hpcstab.data.fields import FIELDS
+
+        return tuple(dict.fromkeys(FIELDS[name].package for name in self.fields)) if self.source == "real" else ()
 
 
 class Weights(Section):

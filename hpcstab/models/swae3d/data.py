@@ -1,84 +1,20 @@
-"""Function volumes of swae3d, their split, their blocks, and the scores of two baselines on them."""
+"""Blocks of the volumes of swae3d as items, and two linear predictors on them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from hpcstab.data.functions import (
-    SineProduct,
-    from_blocks,
-    repeated_functions,
-    split_by_combination,
-    to_blocks,
-    varied_functions,
-)
-from hpcstab.models.swae3d.config import Config
-from hpcstab.seeds import keyed_seed
-from hpcstab.task import Split
-
-Volume = NDArray[np.float32]
-
-
-class FunctionVolumes:
-    """All volumes of a run, split by volume; blocks are scaled to [-1, 1] by the training range."""
-
-    def __init__(self, config: Config, seed: int) -> None:
-        self._data = config.data
-        self.block_size = config.network.block_size
-        self._seed = seed
-
-    @cached_property
-    def functions(self) -> list[SineProduct]:
-        if self._data.functions == "repeated":
-            return repeated_functions(self._data.num_samples, self._data.wave_numbers)
-        return varied_functions(self._data.num_samples, self._data.wave_numbers, self._seed)
-
-    @cached_property
-    def ids(self) -> dict[Split, list[int]]:
-        """Volume ids by split: whole combinations held out, or, for the write-up's set, its random split."""
-        if self._data.functions == "varied":
-            train, validation = split_by_combination(self.functions, self._data.train_split, self._seed)
-        else:
-            order = np.random.default_rng(keyed_seed(self._seed, "split")).permutation(len(self.functions))
-            num_train = min(len(order) - 1, max(1, round(self._data.train_split * len(order))))
-            train, validation = sorted(order[:num_train].tolist()), sorted(order[num_train:].tolist())
-        return {"train": train, "validation": validation}
-
-    def volumes(self, split: Split) -> Iterator[tuple[str, Volume]]:
-        """(id, volume (R, R, R)) of a split; an id names wave numbers, so that a copy can be seen."""
-        for volume_id in self.ids[split]:
-            waves = "".join(str(number) for number in self.functions[volume_id].wave_numbers)
-            yield f"v{volume_id:04d}_k{waves}", self.functions[volume_id].volume(self._data.resolution)
-
-    @cached_property
-    def training_range(self) -> tuple[float, float]:
-        """Lowest and highest value of all training volumes."""
-        extremes = [(float(volume.min()), float(volume.max())) for _, volume in self.volumes("train")]
-        return min(low for low, _ in extremes), max(high for _, high in extremes)
-
-    def scaled_blocks(self, volume: Volume) -> Tensor:
-        """Blocks (N, 1, b, b, b) in [-1, 1] where the volume lies in the training range."""
-        low, high = self.training_range
-        scaled = (volume - low) * (2.0 / (high - low)) - 1.0
-        return torch.from_numpy(to_blocks(scaled.astype(np.float32), self.block_size))
-
-    def restore(self, blocks: Tensor) -> Volume:
-        """The volume (R, R, R) in its own unit from its scaled blocks (N, 1, b, b, b)."""
-        low, high = self.training_range
-        scaled = from_blocks(blocks.detach().float().cpu().numpy(), self._data.resolution)
-        return (scaled + 1.0) * ((high - low) / 2.0) + low
+from hpcstab.data.blocks import Shape
+from hpcstab.models.swae3d.volumes import Volumes
 
 
 @dataclass(frozen=True)
 class BlockItems:
-    """Items are rows of ``blocks``: a block (1, b, b, b) in training, a whole volume (N, 1, b, b, b) in validation."""
+    """The training items: item i is the block (1, b, b, b) in row i of ``blocks``."""
 
     blocks: Tensor
     ids: list[str]
@@ -94,20 +30,36 @@ class BlockItems:
         return list(self.blocks[torch.tensor(indices)].unbind())
 
 
-def training_blocks(data: FunctionVolumes) -> BlockItems:
+@dataclass(frozen=True)
+class VolumeItems:
+    """The held-out items: item i is a whole volume of ``shapes[i]`` as its blocks (N, 1, b, b, b)."""
+
+    volumes: list[Tensor]
+    shapes: list[Shape]
+    ids: list[str]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.volumes[index]
+
+
+def training_blocks(volumes: Volumes) -> BlockItems:
     """All blocks of the training volumes, an item a block."""
     blocks, ids = [], []
-    for name, volume in data.volumes("train"):
-        cut = data.scaled_blocks(volume)
+    for name, volume in volumes.volumes("train"):
+        cut = volumes.scaled_blocks(volume)
         blocks.append(cut)
         ids += [f"{name}_b{index:03d}" for index in range(len(cut))]
     return BlockItems(torch.cat(blocks), ids)
 
 
-def whole_volumes(data: FunctionVolumes) -> BlockItems:
+def whole_volumes(volumes: Volumes) -> VolumeItems:
     """The validation volumes, an item a volume, since PSNR needs whole volumes."""
-    named = [(name, data.scaled_blocks(volume)) for name, volume in data.volumes("validation")]
-    return BlockItems(torch.stack([blocks for _, blocks in named]), [name for name, _ in named])
+    named = list(volumes.volumes("validation"))
+    shapes: list[Shape] = [(volume.shape[0], volume.shape[1], volume.shape[2]) for _, volume in named]
+    return VolumeItems([volumes.scaled_blocks(volume) for _, volume in named], shapes, [name for name, _ in named])
 
 
 def mean_block(training: BlockItems) -> Tensor:

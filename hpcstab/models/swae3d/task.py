@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import ClassVar, Literal
 
@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hpcstab.config import RunConfig
-from hpcstab.data.checks import check_arrays, num_distinct
+from hpcstab.data.blocks import from_blocks, to_blocks
+from hpcstab.data.checks import num_distinct
+from hpcstab.models.swae3d import codecs
 from hpcstab.models.swae3d import config as keys
 from hpcstab.models.swae3d.data import (
     BlockItems,
-    FunctionVolumes,
-    Volume,
+    VolumeItems,
     block_pca,
     mean_block,
     training_blocks,
@@ -25,6 +26,7 @@ from hpcstab.models.swae3d.data import (
 )
 from hpcstab.models.swae3d.losses import sliced_wasserstein, unit_directions
 from hpcstab.models.swae3d.network import SlicedWassersteinAutoencoder
+from hpcstab.models.swae3d.volumes import Volume, volumes_of
 from hpcstab.stability.numerics import at_least_fp32
 from hpcstab.task import Baseline, DataFinding, Maximum, Metric, Partial, Picture, Split, StepContext, Sum
 
@@ -34,23 +36,23 @@ _BITS = 32  # of a float32 value, in the volume and in the code: no entropy codi
 
 
 class Task:
-    """The sliced-Wasserstein autoencoder on function volumes (write-up swae3d)."""
+    """The sliced-Wasserstein autoencoder on volumes of functions or of real fields (write-up swae3d)."""
 
     Config: ClassVar[type[RunConfig]] = keys.Config
     metrics = (
         Metric("psnr", "dB", "higher", "20 log10(max - min) - 10 log10(MSE) of each whole volume, mean over volumes"),
-        Metric("mse", "1", "lower", "mean squared error of whole volumes in their own unit, mean over volumes"),
+        Metric("mse", "1", "lower", "mean squared error of whole volumes in the unit of the data, mean over volumes"),
         Metric("max_error", "1", "lower", "largest absolute error of any voxel of any volume"),
         Metric("ratio", "1", "higher", "bytes of a block over bytes of its code, float32 both, weights not counted"),
         Metric("bits_per_value", "bit", "lower", "bits of code a voxel"),
     )
     loss_term_names = ("mse", "sliced_wasserstein")
     diagnostics = ()
-    eval_batch_size = 4  # whole volumes
 
     def __init__(self, config: keys.Config, seed: int) -> None:
         self._config = config
-        self._volumes = FunctionVolumes(config, seed)
+        self._volumes = volumes_of(config, seed)
+        self.eval_batch_size = 1 if config.data.source == "real" else 4  # whole volumes; real ones differ in shape
 
     def network(self) -> nn.Module:
         network = self._config.network
@@ -64,7 +66,7 @@ class Task:
             block_size=network.block_size,
         )
 
-    def dataset(self, split: Split) -> BlockItems:
+    def dataset(self, split: Split) -> BlockItems | VolumeItems:
         return self._training if split == "train" else self._validation
 
     def loss_terms(self, network: nn.Module, batch: Tensor, context: StepContext) -> Mapping[str, Tensor]:
@@ -81,7 +83,8 @@ class Task:
 
     def evaluate(self, network: nn.Module, batch: Tensor, context: StepContext) -> Mapping[str, Partial]:
         """``batch`` (V, N, 1, b, b, b): whole volumes as blocks."""
-        return self._errors(lambda blocks: at_least_fp32(network(blocks)[0]), batch)
+        rebuilt = at_least_fp32(network(batch.flatten(0, 1))[0])
+        return self._errors(rebuilt.reshape(batch.shape), batch)
 
     def summarize(self, totals: Mapping[str, float]) -> Mapping[str, float]:
         num_volumes = totals["num_volumes"]
@@ -96,21 +99,27 @@ class Task:
         }
 
     def baselines(self) -> Sequence[Baseline]:
+        """The mean, block PCA at the network's own code size, and the codecs at its ratio where they are installed."""
         num_components = self._config.network.latent_dim
         predictors: list[tuple[str, Literal["floor", "reference"], Callable[[Tensor], Tensor]]] = [
             ("mean_predictor", "floor", lambda blocks: mean_block(self._training).expand_as(blocks)),
             (f"block_pca_{num_components}", "reference", block_pca(self._training, num_components)),
         ]
-        return [Baseline(name, role, self._scores(predict)) for name, role, predict in predictors]
+        linear = [
+            Baseline(name, role, self._scores([predict(blocks) for blocks in self._validation.volumes]))
+            for name, role, predict in predictors
+        ]
+        return [*linear, *(self._codec_baselines() if codecs.available() else ())]
 
     def data_facts(self) -> Mapping[str, int | float | str]:
         return {
-            "source": f"seeded synthetic functions ({self._config.data.functions})",
-            "num_train_volumes": len(self._volumes.ids["train"]),
+            **self._volumes.provenance(),
+            "num_train_volumes": len(list(self._volumes.volumes("train"))),
             "num_distinct_train_volumes": num_distinct(self._volumes.volumes("train")),
             "num_train_items": len(self._training),
-            "num_validation_volumes": len(self._volumes.ids["validation"]),
+            "num_validation_volumes": len(self._validation),
             "num_leaked_volumes": sum(finding.count for finding in self._leaks()),
+            "codecs": codecs.version() if codecs.available() else "not installed (extra codecs), so not shown beside",
         }
 
     def samples(self, network: nn.Module, context: StepContext) -> Sequence[Picture]:
@@ -118,56 +127,76 @@ class Task:
         pictures = []
         for index in range(min(NUM_PICTURES, len(self._validation))):
             blocks = self._validation[index].to(context.device)
-            original = self._volumes.restore(blocks)
-            rebuilt = self._volumes.restore(network(blocks)[0])
+            shape = self._validation.shapes[index]
+            original = self._volumes.restore(blocks, shape)
+            rebuilt = self._volumes.restore(network(blocks)[0], shape)
             name = f"{self._validation.ids[index]}_original_reconstruction_error"
             pictures.append(Picture(name, _row_of_slices(original, rebuilt)))
         return pictures
 
     def check_data(self) -> Sequence[DataFinding]:
-        resolution = self._config.data.resolution
-        splits: tuple[Split, ...] = ("train", "validation")
-        samples = {str(split): self._volumes.volumes(split) for split in splits}
-        return check_arrays(samples, (resolution,) * 3, (-1.0, 1.0))
+        return self._volumes.check()
 
     @cached_property
     def _training(self) -> BlockItems:
         return training_blocks(self._volumes)
 
     @cached_property
-    def _validation(self) -> BlockItems:
+    def _validation(self) -> VolumeItems:
         return whole_volumes(self._volumes)
 
     def _leaks(self) -> list[DataFinding]:
         return [finding for finding in self.check_data() if finding.kind == "duplicate" and "leak" in finding.message]
 
-    def _scores(self, predict: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
-        totals = self._errors(predict, self._validation.blocks)
+    def _codec_baselines(self) -> Iterator[Baseline]:
+        """A codec that finds no setting within the budget for some volume (its header is too large) is left out."""
+        network = self._config.network
+        for codec in codecs.CODECS:
+            rebuilt = []
+            for blocks, shape in zip(self._validation.volumes, self._validation.shapes, strict=True):
+                volume = from_blocks(blocks.numpy(), shape)
+                num_bytes = volume.nbytes * network.latent_dim // network.block_size**3
+                found = codecs.rebuild(codec, volume, num_bytes)
+                if found is None:
+                    break
+                rebuilt.append(torch.from_numpy(to_blocks(found, network.block_size)))
+            else:
+                yield Baseline(codec, "reference", self._scores(rebuilt))
+
+    def _scores(self, rebuilt: Sequence[Tensor]) -> Mapping[str, float]:
+        """``rebuilt``: for each held-out volume its blocks (N, 1, b, b, b) as a method gives them."""
+        totals: dict[str, Partial] = {}
+        for blocks, answer in zip(self._validation.volumes, rebuilt, strict=True):
+            errors = self._errors(answer[None], blocks[None])
+            totals = {name: totals[name].merge(part) if name in totals else part for name, part in errors.items()}  # type: ignore[arg-type]
         scores = self.summarize({name: float(partial.value) for name, partial in totals.items()})
         return {name: scores[name] for name in ("psnr", "mse", "max_error")}
 
-    def _errors(self, predict: Callable[[Tensor], Tensor], batch: Tensor) -> dict[str, Partial]:
-        """Errors of whole volumes in their own unit; the peak of PSNR is each volume's own max - min."""
+    def _errors(self, rebuilt: Tensor, batch: Tensor) -> dict[str, Partial]:
+        """Errors of whole volumes (V, N, 1, b, b, b) in the data's unit; the peak of PSNR is each one's max - min."""
         low, high = self._volumes.training_range
         unit = (high - low) / 2.0  # scaled blocks -> the volumes' own unit
-        volumes = batch.flatten(1) * unit
-        rebuilt = predict(batch.flatten(0, 1)).reshape(volumes.shape) * unit
-        squared = (rebuilt - volumes).double().square().mean(1)
+        volumes, answers = batch.flatten(1) * unit, rebuilt.flatten(1) * unit
+        squared = (answers - volumes).double().square().mean(1)
         peak = (volumes.amax(1) - volumes.amin(1)).double()
         psnr_db = 20.0 * torch.log10(peak) - 10.0 * torch.log10(squared)
         return {
             "psnr_db": Sum(psnr_db.sum()),
             "mse": Sum(squared.sum()),
-            "max_error": Maximum((rebuilt - volumes).abs().max()),
+            "max_error": Maximum((answers - volumes).abs().max()),
             "num_volumes": Sum(torch.tensor(float(len(batch)))),
         }
 
 
 def _row_of_slices(original: Volume, rebuilt: Volume) -> NDArray[np.uint8]:
-    """uint8 picture of three middle slices; grey spans the original's range, the error that of its half."""
+    """uint8 picture of three slices through the middle of the shortest axis.
+
+    Grey spans the original's range, in the error half of it.
+    """
     low, high = float(original.min()), float(original.max())
-    middle = original.shape[2] // 2
-    panels = [original[:, :, middle], rebuilt[:, :, middle]]
+    across = min((2, 1, 0), key=lambda axis: original.shape[axis])
+    middle = original.shape[across] // 2
+    panels = [volume.take(middle, axis=across) for volume in (original, rebuilt)]
     scaled = [(panel - low) / (high - low) for panel in panels]
     scaled.append(np.abs(panels[1] - panels[0]) / ((high - low) / 2.0))
     grey = [

@@ -9,9 +9,10 @@ In this order, the first that applies:
 3. Parameters, buffers or optimizer state held it before the step: **state**; an earlier step is the one to look at.
 4. A sample far from the others, and the step is finite without it: **data**.
 5. The creator was given what its function has no finite value for, or an infinity that the code asked for: **layer**.
-6. fp32 instead of a 16-bit format is finite, or a loss-scaled gradient overflowed: **precision**.
-7. An overflow that is gone after half of the last update, or before it, or parameters above 1e4: **learning rate**.
-8. Anything else that a creator overflowed: **layer**; its input has to be bounded.
+6. An overflow reaches the loss through a product with 0: **layer**; a term of weight 0 has to be left out.
+7. fp32 instead of a 16-bit format is finite, or a loss-scaled gradient overflowed: **precision**.
+8. An overflow that is gone after half of the last update, or before it, or parameters above 1e4: **learning rate**.
+9. Anything else that a creator overflowed: **layer**; its input has to be bounded.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hpcstab.stability.replay.causes import Explanation
+from hpcstab.stability.replay.operations import Operation
 from hpcstab.stability.replay.provenance import Finding
 
 Verdict = Literal["data", "precision", "layer", "learning rate", "state", "not reproducible"]
@@ -72,6 +74,13 @@ def advise(finding: Finding, explanation: Explanation | None, evidence: Evidence
         )
     if explanation is not None and explanation.cause in ("domain", "infinity", "uninitialised"):
         return Advice("layer", f"{_at(finding)}: {explanation.remedy}")
+    products = [each for each in finding.path if each.is_times_zero]
+    if products:
+        return Advice(
+            "layer",
+            f"{_at(finding)} overflows, and a product with 0{_line(products[-1])} makes NaN of it: leave a term of"
+            " weight 0 out of the sum, and bound that input before its weight rises",
+        )
     return _overflow(finding, explanation, evidence)
 
 
@@ -126,6 +135,9 @@ def _at(finding: Finding) -> str:
         return "the loss"
     root = finding.root
     where = f" in {root.module}" if root.module else ""
-    return f"{root.source_family}{where}" + (
-        f" ({root.place.file.rpartition('/')[2]}:{root.place.line})" if root.place else ""
-    )
+    return f"{root.source_family}{where}{_line(root)}"
+
+
+def _line(operation: Operation) -> str:
+    place = operation.place
+    return f" ({place.file.rpartition('/')[2]}:{place.line})" if place else ""

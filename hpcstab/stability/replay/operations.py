@@ -99,6 +99,11 @@ class Operation:
         """The family of the operation as the user wrote it: of a backward one, that which it differentiates."""
         return family_of(self.source) if self.source else self.family
 
+    @property
+    def is_times_zero(self) -> bool:
+        """A product with the plain number 0, which makes NaN of an infinity: a loss term of weight 0."""
+        return self.family == "mul" and self.scalars.get("other") == 0.0
+
     def as_json(self) -> dict[str, Any]:
         """For programs; without parents."""
         return {

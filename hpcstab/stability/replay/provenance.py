@@ -57,7 +57,13 @@ class Finding:
             "names": list(self.names),
             "creator": self.root.as_json() if self.root else None,
             "path": [
-                {"operation": each.name, "direction": each.direction, "module": each.module} for each in self.path
+                {
+                    "operation": each.name,
+                    "direction": each.direction,
+                    "module": each.module,
+                    "times_zero": each.is_times_zero,
+                }
+                for each in self.path
             ],
             "others": [{"operation": each.name, "kind": each.kind, "module": each.module} for each in self.others],
             "loss_terms": list(self.terms),

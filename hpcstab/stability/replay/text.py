@@ -93,7 +93,10 @@ def _sample_lines(known: Mapping[str, Any]) -> list[str]:
 
 
 def _path_lines(known: Mapping[str, Any]) -> list[str]:
-    steps = [each["operation"].split(".")[1] for each in known["path"]]
+    steps = [
+        each["operation"].split(".")[1] + (" by 0 (0 x inf = NaN)" if each["times_zero"] else "")
+        for each in known["path"]
+    ]
     if not known["target"]:
         return []
     if len(steps) > 8:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from hpcstab.launch.gpu_hours import gpu_hours
 from hpcstab.rundir import RunDir, create_run_dir, write_json
 from hpcstab.state.evidence import Evidence
+from hpcstab.state.gpu_hours import gpu_hours
 from hpcstab.state.ledger import Job, Ledger, Resources
 
 HOUR = 3600.0
@@ -87,5 +87,5 @@ def test_a_damaged_attempt_hides_no_other(run: RunDir) -> None:
 
 
 def test_the_first_attempt_is_read_from_no_other_file(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hpcstab.launch.gpu_hours.read_json", lambda path: pytest.fail(f"read {path}"))
+    monkeypatch.setattr("hpcstab.state.gpu_hours.read_json", lambda path: pytest.fail(f"read {path}"))
     assert hours_of(run, attempt(1, 1, 2, devices=["0"])) == pytest.approx(1)

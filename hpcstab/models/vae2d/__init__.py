@@ -1,0 +1,1 @@
+"""vae2d: a KL autoencoder on single-channel chest films."""

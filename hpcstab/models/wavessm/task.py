@@ -1,0 +1,149 @@
+"""wavessm as a task: corrupted images in, restored ones out, judged whole and where they had been painted over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hpcstab.config import RunConfig
+from hpcstab.data.checks import check_arrays
+from hpcstab.models.wavessm import config as keys
+from hpcstab.models.wavessm.data import Pairs, split_pairs
+from hpcstab.models.wavessm.losses import (
+    FrozenFeatures,
+    l1,
+    perceptual_l1,
+    sobel_l1,
+    structural_dissimilarity,
+    wavelet_l1,
+)
+from hpcstab.models.wavessm.network import WaveStateSpaceNetwork, largest_magnitudes
+from hpcstab.models.wavessm.quality import masked_mean, psnr_db, ssim_map
+from hpcstab.models.wavessm.unet import num_parameters_of, unet_of_size
+from hpcstab.stability.numerics import fp32_island
+from hpcstab.task import Baseline, DataFinding, Metric, Partial, Picture, Split, StepContext, Sum
+
+NUM_PICTURES = 4
+PICTURE_EDGE = 192  # pixels, at least
+
+
+class Task:
+    """Blind inpainting of colour images (write-up wavessm)."""
+
+    Config: ClassVar[type[RunConfig]] = keys.Config
+    metrics = (
+        Metric("psnr", "dB", "higher", "-10 log10(MSE) of each whole image in [0, 1], mean over images"),
+        Metric("ssim", "1", "higher", "SSIM of each whole image, 11 x 11 Gaussian of sigma 1.5, mean over images"),
+        Metric("masked_psnr", "dB", "higher", "PSNR over the pixels that were painted over, mean over images"),
+        Metric("masked_ssim", "1", "higher", "SSIM over the pixels that were painted over, mean over images"),
+        Metric("psnr_gain", "dB", "higher", "PSNR above that of the corrupted image"),
+        Metric("masked_psnr_gain", "dB", "higher", "PSNR above that of the corrupted image, over its painted pixels"),
+    )
+    loss_term_names = ("l1", "perceptual", "ssim", "sobel", "wavelet")
+    diagnostics = ("spectrum_absmax", "state_absmax")
+    eval_batch_size = 8
+
+    def __init__(self, config: keys.Config, seed: int) -> None:
+        self._config = config
+        self._pairs = split_pairs(config.data, seed)
+        self._features = FrozenFeatures()
+
+    def network(self) -> nn.Module:
+        keys = self._config.network
+        network = WaveStateSpaceNetwork(keys)
+        if keys.kind == "unet":
+            return unet_of_size(num_parameters_of(network), len(keys.channels), keys.starts_as_identity)
+        return network
+
+    def dataset(self, split: Split) -> Pairs:
+        return self._pairs[split]
+
+    def loss_terms(self, network: nn.Module, batch: Mapping[str, Tensor], context: StepContext) -> Mapping[str, Tensor]:
+        """``batch`` of :class:`Pairs` -> the five terms of the restored images."""
+        restored, truth = network(batch["corrupted"]), batch["clean"]
+        for name, value in largest_magnitudes(network).items():
+            context.diagnostic(name, value)
+        perceptual = fp32_island(perceptual_l1) if self._config.losses.fp32_perceptual else perceptual_l1
+        return {
+            "l1": fp32_island(l1)(restored, truth),
+            "perceptual": perceptual(restored, truth, self._features.to(context.device)),
+            "ssim": fp32_island(structural_dissimilarity)(restored, truth),
+            "sobel": fp32_island(sobel_l1)(restored, truth),
+            "wavelet": fp32_island(wavelet_l1)(restored, truth),
+        }
+
+    def evaluate(self, network: nn.Module, batch: Mapping[str, Tensor], context: StepContext) -> Mapping[str, Partial]:
+        return fp32_island(_scores)(network(batch["corrupted"]).float().clamp(0.0, 1.0), batch)
+
+    def summarize(self, totals: Mapping[str, float]) -> Mapping[str, float]:
+        means = {name: total / totals["num_images"] for name, total in totals.items()}
+        return {
+            **{name: means[name] for name in ("psnr", "ssim", "masked_psnr", "masked_ssim")},
+            "psnr_gain": means["psnr"] - means["psnr_before"],
+            "masked_psnr_gain": means["masked_psnr"] - means["masked_psnr_before"],
+        }
+
+    def baselines(self) -> Sequence[Baseline]:
+        """Handing the corrupted image on, which is what a network that learned nothing can do at best."""
+        batch = torch.utils.data.default_collate(list(_items(self._pairs["validation"])))
+        scores = {name: float(part.value) for name, part in _scores(batch["corrupted"], batch).items()}
+        return [Baseline("identity", "floor", self.summarize(scores))]
+
+    def data_facts(self) -> Mapping[str, int | float | str]:
+        masks = [float(item["mask"].mean()) for item in _items(self._pairs["validation"])]
+        return {
+            "source": f"seeded {self._config.data.source} pictures with seeded corruptions",
+            "num_train_images": len(self._pairs["train"]),
+            "num_validation_images": len(self._pairs["validation"]),
+            "mean_masked_share": sum(masks) / len(masks),
+        }
+
+    def samples(self, network: nn.Module, context: StepContext) -> Sequence[Picture]:
+        """The first held-out images: corrupted, restored, true."""
+        pictures = []
+        for index in range(min(NUM_PICTURES, len(self._pairs["validation"]))):
+            item = self._pairs["validation"][index]
+            restored = network(item["corrupted"][None].to(context.device))[0].float().cpu()
+            name = f"{self._pairs['validation'].ids[index]}_corrupted_restored_true"
+            pictures.append(_row(name, [item["corrupted"], restored, item["clean"]]))
+        return pictures
+
+    def check_data(self) -> Sequence[DataFinding]:
+        size = self._config.data.image_size
+        images = {str(split): pairs.clean_images() for split, pairs in self._pairs.items()}
+        return check_arrays(images, (size, size, 3), (0.0, 1.0))
+
+
+def _items(pairs: Pairs) -> Iterator[dict[str, Tensor]]:
+    return (pairs[index] for index in range(len(pairs)))
+
+
+def _scores(images: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Partial]:
+    """Sums over images (B, 3, H, W) in [0, 1], with those of the corrupted images beside."""
+    truth, mask = batch["clean"], batch["mask"]
+    everywhere = torch.ones_like(mask)
+    similarity = ssim_map(images, truth)
+    values = {
+        "psnr": psnr_db(images, truth, everywhere),
+        "ssim": masked_mean(similarity, everywhere),
+        "masked_psnr": psnr_db(images, truth, mask),
+        "masked_ssim": masked_mean(similarity, mask),
+        "psnr_before": psnr_db(batch["corrupted"], truth, everywhere),
+        "masked_psnr_before": psnr_db(batch["corrupted"], truth, mask),
+        "num_images": torch.ones(len(images)),
+    }
+    return {name: Sum(value.double().sum()) for name, value in values.items()}
+
+
+def _row(name: str, images: Sequence[Tensor]) -> Picture:
+    """Images (3, H, W) in [0, 1] side by side, enlarged to be seen, a white gap between them."""
+    zoom = max(1, PICTURE_EDGE // images[0].shape[2])
+    panels = []
+    for image in images:
+        pixels = (image.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        panels += [pixels.repeat(zoom, 0).repeat(zoom, 1), np.full((pixels.shape[0] * zoom, 4, 3), 255, np.uint8)]
+    return Picture(name, np.concatenate(panels[:-1], axis=1))

@@ -1,0 +1,80 @@
+"""`hpcstab data fetch, list, check` on stand-in archives, and what refuses a run whose data are not there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from hpcstab.cli.app import app
+from hpcstab.data.sources import SOURCES
+from hpcstab.errors import DataError
+from tests.data.stand_ins import fetched, pin, swae3d_files
+
+REAL = ("--scale", "tiny", "--set", "data.source=real")
+
+
+@pytest.fixture(autouse=True)
+def _cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HPCSTAB_DATA", str(tmp_path / "cache"))
+
+
+def hpcstab(*arguments: str) -> tuple[int, str]:
+    """Exit code and stdout, in this process, where the stand-ins are pinned; a HpcstabError is raised as it is."""
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    return done.exit_code, done.stdout
+
+
+def test_fetch_prints_the_licence_and_does_nothing_twice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for package, contents in swae3d_files().items():
+        pin(monkeypatch, tmp_path, package, contents)
+    code, first = hpcstab("data", "fetch", "swae3d", "--from", str(tmp_path))
+    assert code == 0
+    assert "griddataformats 1.2.0: two 3D density maps" in first
+    assert "licence: UK Open Government Licence" in first
+    assert "2 files, verified, in " in first
+    assert hpcstab("data", "fetch", "swae3d")[1].count("is there already, as pinned") == 2
+
+
+def test_list_says_what_is_here_absent_and_damaged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for package, contents in swae3d_files().items():
+        fetched(monkeypatch, tmp_path, package, contents)
+    (tmp_path / "cache" / "iris-sample-data-2.5.2" / "colpex.pp").write_bytes(b"damaged")
+    rows = [line.split("\t") for line in hpcstab("data", "list")[1].splitlines()]
+    here = {row[0]: row[3] for row in rows[1:-1]}
+    assert set(here) == {source.release for source in SOURCES.values()}
+    assert (here["griddataformats 1.2.0"], here["iris-sample-data 2.5.2"]) == ("yes", "damaged")
+    assert here["sporco 0.2.2.post1"] == "no"
+    assert all(row[5] for row in rows[1:-1])  # a licence each
+    listed = json.loads(hpcstab("data", "list", "swae3d", "--json")[1])
+    assert [(entry["package"], entry["extra"]) for entry in listed["sources"]] == [
+        ("griddataformats", False),
+        ("iris-sample-data", False),
+        ("ferret-datasets", True),
+    ]
+
+
+def test_check_looks_at_fetched_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for package, contents in swae3d_files().items():
+        fetched(monkeypatch, tmp_path, package, contents)
+    code, text = hpcstab("data", "check", "swae3d", *REAL)
+    assert code == 0
+    assert "griddataformats 1.2.0" in text
+    assert "nothing found" in text
+
+
+def test_without_fetched_data_nothing_is_created_or_queued(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    for command in (["train", "swae3d@before"], ["submit", "swae3d", "--cluster", "local"]):
+        with pytest.raises(
+            DataError, match=r"not in .*: .*, iris-sample-data 2.5.2; run `hpcstab data fetch swae3d`"
+        ) as caught:
+            hpcstab(*command, *REAL, "--root", str(root))
+        assert caught.value.exit_code == 3
+    assert not root.exists()
+    with pytest.raises(DataError, match="`hpcstab data fetch ferret-datasets`"):
+        hpcstab("train", "swae3d@before", *REAL, "--set", "data.fields=[wind_zonal]", "--root", str(root))
+    plan = hpcstab("submit", "swae3d", "--cluster", "local", "--dry-run", *REAL, "--root", str(root))
+    assert (plan[0], plan[1].count("data.source=real")) == (0, 9)
