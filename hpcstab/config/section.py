@@ -54,7 +54,7 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
 
 
 def leaf_keys(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """All (dotted key, value) pairs of a section, in the order of its fields; ``losses.phases.kl.ramp`` too."""
+    """All (dotted key, value) pairs of a section, in the order of its fields; ``losses.phases.kl`` too."""
     for name in type(section).model_fields:
         yield from _leaves(f"{prefix}{name}", getattr(section, name))
 

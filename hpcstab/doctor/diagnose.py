@@ -11,6 +11,7 @@ from hpcstab.doctor.findings import Diagnosis, Finding
 from hpcstab.doctor.parts import Layout, Located, lay_out
 from hpcstab.doctor.paths import checkpoints_in
 from hpcstab.doctor.reading import read_contents
+from hpcstab.doctor.recognise import unreadable
 from hpcstab.doctor.rules import Rules
 from hpcstab.doctor.scan import Scanned, scan
 from hpcstab.doctor.siblings import compare, told_apart
@@ -53,8 +54,12 @@ def examine(path: Path) -> Examined:
             f"{path}: is a folder of {len(meant)} checkpoints; name one", exit_code=EXIT_WRONG_REQUEST
         )
     contents = read_contents(meant[0])
-    layout = lay_out(contents.tree)
     findings = list(contents.findings)
+    try:
+        layout = lay_out(contents.tree)
+    except RecursionError:
+        layout = Layout()
+        findings.append(unreadable("too_deep", "nests its containers more deeply than any training does"))
     tensors = [located.tensor for located in layout.tensors.values()]
     num_values = 0
     if not any(finding.severity == "unreadable" for finding in findings):

@@ -151,7 +151,7 @@ class InertUnpickler(_MACHINE):  # type: ignore[misc]
 
         def call_result(_: Inert, *args: Any) -> Inert:
             note_call(f"the result of {full}")
-            return Inert(*args)
+            return _Result(*args)
 
         if not (plain and module.split(".")[0] == "torch"):
             self.classes.append(full)
@@ -200,6 +200,13 @@ class InertUnpickler(_MACHINE):  # type: ignore[misc]
             self.stack[-1].__setstate__(state)
 
     dispatch[pickle.BUILD[0]] = load_build
+
+
+class _Result(Inert):
+    """What a call would give; it may be called again."""
+
+    def __call__(self, *args: Any) -> Inert:
+        return _Result(*args)
 
 
 def _is_function(name: str) -> bool:

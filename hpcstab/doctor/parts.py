@@ -87,7 +87,11 @@ class _Where:
 
 
 def lay_out(tree: Any) -> Layout:
-    """Find all tensors of a checkpoint and what each is for."""
+    """Find all tensors of a checkpoint and what each is for.
+
+    Raises:
+        RecursionError: the containers are nested more deeply than any training nests them.
+    """
     layout = Layout()
     _Walk(layout).visit(tree, _Where())
     _mark_statistics(layout)
@@ -164,6 +168,10 @@ class _Walk:
             role = "second moment" if last in _SECOND_MOMENTS else "step" if last == "step" else ""
         elif part == "scaler":
             role = "scale" if last in ("scale", "_scale", "value") else ""
+        taken = 1
+        while name in self._layout.tensors:  # {"a.b": ..., "a": {"b": ...}}
+            taken += 1
+            name = f"{where.name} ({taken})"
         self._layout.tensors[name] = Located(name, own, part, role, tensor, owner=where.owner)
 
 

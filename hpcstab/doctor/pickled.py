@@ -16,11 +16,11 @@ _MAX_NAMED = 8
 
 
 class Trouble(Exception):  # noqa: N818 - it is caught in this room and becomes a finding
-    """Ends the reading of a file with a finding."""
+    """Ends the reading of a file with findings: why, and what was found until then."""
 
-    def __init__(self, finding: Finding) -> None:
+    def __init__(self, finding: Finding, *before: Finding) -> None:
         super().__init__(finding.text)
-        self.finding = finding
+        self.findings = [*before, finding]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ def read_pickle(
         tree = unpickler.load()
     except Exception as error:  # a damaged pickle fails in any way there is
         text = f"its description of the tensors is damaged ({type(error).__name__}: {error})"
-        raise Trouble(unreadable("damaged_pickle", text)) from None
+        # what stands before the damage would have run all the same
+        raise Trouble(unreadable("damaged_pickle", text), *_about_names(unpickler)) from None
     pickled = Pickled(unpickler.ends, unpickler.floats)
     return Description(tree, pickled, list(_about_names(unpickler)), storages)
 

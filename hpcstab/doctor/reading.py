@@ -76,7 +76,7 @@ def _plain_pickle(path: Path) -> Contents:
         text = "is a plain pickle, not a file of torch.save: load it where you trust it, and torch.save what it holds"
         contents.findings.append(unreadable("plain_pickle", text))
     except Trouble as trouble:
-        contents.findings.append(trouble.finding)
+        contents.findings += trouble.findings
     return contents
 
 

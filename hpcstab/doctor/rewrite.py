@@ -7,6 +7,7 @@ state that begins anew. (What was pickled for it stays in the file, unreachable.
 
 from __future__ import annotations
 
+import os
 import pickle
 import struct
 import zipfile
@@ -77,6 +78,8 @@ def write_edited(contents: Contents, edits: Edits, out: Path) -> None:
         else:
             for piece in _edited(source, Record("file", 0, contents.num_bytes), edits):
                 target.write(piece)
+        target.flush()
+        os.fsync(target.fileno())
 
 
 def _write_zip(contents: Contents, edits: Edits, source: BinaryIO, target: BinaryIO) -> None:

@@ -35,7 +35,7 @@ def read_legacy(path: Path) -> Contents:
             for key in _read(contents, file).tree:
                 contents.records[str(key)] = _storage_record(file, str(key), described.storages[str(key)].dtype)
     except Trouble as trouble:
-        contents.findings.append(trouble.finding)
+        contents.findings += trouble.findings
     except (KeyError, TypeError, struct.error) as error:
         contents.findings.append(unreadable("damaged_pickle", f"its list of storages is damaged ({error!r})"))
     return contents
@@ -71,7 +71,7 @@ def read_tar(path: Path) -> Contents:
             file.seek(places["pickle"])
             contents.tree = _read(contents, file, tensors).tree
     except Trouble as trouble:
-        contents.findings.append(trouble.finding)
+        contents.findings += trouble.findings
     except (tarfile.TarError, KeyError, TypeError, ValueError, struct.error) as error:
         contents.findings.append(unreadable("truncated", f"is a tar archive that is cut off or not of torch ({error})"))
     return contents

@@ -43,7 +43,7 @@ def read_zip(path: Path) -> Contents:
         text = f"is cut off or damaged: its table of contents, at the end of the file, is not there ({error})"
         contents.findings.append(unreadable("truncated", text))
     except Trouble as trouble:
-        contents.findings.append(trouble.finding)
+        contents.findings += trouble.findings
     return contents
 
 

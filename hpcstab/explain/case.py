@@ -51,12 +51,6 @@ class Case:
     def gate(self) -> str:
         return str((self.facts.config.get("stability") or {}).get("gate"))
 
-    @property
-    def checkpoint(self) -> str:
-        """The folder of the newest checkpoint."""
-        names = [each.name for each in self.facts.checkpoints]
-        return shlex.quote(str(self.facts.run.checkpoints / names[-1])) if names else ""
-
     def rerun(self, options: str, why: str, source: str = "healthy") -> Command:
         """A new run from a checkpoint of this one."""
         return Command(f"hpcstab rerun {self.run} --from {source}{options}", why)

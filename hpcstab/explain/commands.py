@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 
 from hpcstab.explain.case import Case, Command
@@ -59,10 +60,16 @@ def _bounded(case: Case, why: str, source: str = "healthy") -> list[Command]:
 
 
 def _buffers(case: Case) -> list[Command]:
-    if not case.checkpoint:
+    """The newest weights with their statistics repaired, which may have been done already."""
+    newest = case.facts.checkpoints[-1] if case.facts.checkpoints else None
+    if newest is None:
         return _numbers(case)
-    doctor = Command(f"hpcstab doctor {case.checkpoint} --fix", "estimates the statistics anew, in a copy")
-    return [doctor, *_bounded(case, "goes on from the repaired weights, with the gate over the statistics", "last")]
+    why = "goes on from the repaired weights, with the gate over the statistics"
+    if newest.is_healthy:
+        return _bounded(case, why) or [case.rerun("", why)]
+    folder = shlex.quote(str(case.facts.run.checkpoints / newest.name))
+    doctor = Command(f"hpcstab doctor {folder} --fix", "estimates the statistics anew, in a copy")
+    return [doctor, *_bounded(case, why, "last")]
 
 
 def _memory(case: Case) -> list[Command]:

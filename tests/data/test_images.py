@@ -100,20 +100,23 @@ def test_head_slices_are_split_by_slab_with_a_gap(monkeypatch: pytest.MonkeyPatc
     scan[28:228, 28:228, 28:228] = np.arange(28, 228) // 2 + 30
     fetched(monkeypatch, tmp_path, "pycortex", {"raw.nii.gz": nifti(scan, np.eye(3, 4))})
 
-    read = head_slices(32)
+    read = head_slices(32, 0.8, ("axial", "coronal"))
     train, validation = read.splits["train"], read.splits["validation"]
     assert train.pixels.shape[1:] == validation.pixels.shape[1:] == (32, 32)
-    heights = [int(name.removeprefix("axial_")) for name in train.ids + validation.ids]
-    assert heights == sorted(heights)
-    assert heights[len(train)] - heights[len(train) - 1] == 9
-    assert len(train) / (len(train) + len(validation)) == pytest.approx(0.8, abs=0.01)
-    assert int(train.pixels[0].max()) == heights[0] // 2 + 30
+    for direction in ("axial", "coronal"):
+        trained, held_out = (
+            [int(name.removeprefix(f"{direction}_")) for name in part.ids if name.startswith(direction)]
+            for part in (train, validation)
+        )
+        assert trained + held_out == sorted(trained + held_out)
+        assert held_out[0] - trained[-1] == 9
+        assert len(trained) / (len(trained) + len(held_out)) == pytest.approx(0.8, abs=0.01)
+    assert train.ids[0] == "axial_028"
+    assert int(train.pixels[0].max()) == 28 // 2 + 30
     assert (
         read.facts["licence"] == "pycortex: BSD-2-Clause, that of the package; the scan has no terms of its own in it"
     )
     assert read.facts["archive_sha256"] == f"pycortex {SOURCES['pycortex'].sha256[:16]}"
-
-    assert len(head_slices(16, 0.8, ("axial", "coronal")).splits["train"]) == 2 * len(train)
     with pytest.raises(DataError, match="head slices of 100 pixels a side"):
         head_slices(100)
 

@@ -166,6 +166,13 @@ def test_what_stands_around_the_tensors_does_not_matter(tmp_path: Path) -> None:
     assert diagnosis.step == 4500
 
 
+def test_names_that_meet(tmp_path: Path) -> None:
+    """Paths are told apart by dots; tensors whose paths look alike are looked at all the same."""
+    bad = torch.tensor([torch.nan])
+    diagnosis = diagnose(saved(tmp_path, {"a": {"b": bad}, "a.b": bad.clone(), 1: bad.clone(), "1": torch.ones(1)}))
+    assert [finding.name for finding in diagnosis.sick] == ["a.b", "a.b (2)", "1"]
+
+
 @pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:torch.quantize")
 def test_unusual_tensors_are_healthy(tmp_path: Path) -> None:
     """Views with gaps, transposed, expanded, shared, sparse, complex, quantized, of rare types, empty, on no device."""

@@ -113,6 +113,14 @@ def test_headers_of_safetensors(tmp_path: Path) -> None:
     assert diagnose(path).exit_code == 3
 
 
+def test_containers_in_containers_without_end(tmp_path: Path) -> None:
+    path = tmp_path / "deep.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("deep/data.pkl", b"\x80\x02" + b"]" * 5000 + b"a" * 4999 + b".")
+        archive.writestr("deep/version", "3\n")
+    assert [finding.code for finding in diagnose(path).findings] == ["too_deep"]
+
+
 def test_a_zip_that_was_packed_anew(tmp_path: Path) -> None:
     path = saved(tmp_path, {"weight": torch.zeros(1000)})
     with zipfile.ZipFile(path) as archive, zipfile.ZipFile(tmp_path / "x.pt", "w", zipfile.ZIP_DEFLATED) as packed:

@@ -116,6 +116,34 @@ def test_every_pickle_of_the_old_format_counts(tmp_path: Path, place: str) -> No
     assert not mark.exists()
 
 
+def test_what_runs_before_a_damage_counts(tmp_path: Path) -> None:
+    """pickle runs it before it meets the damage."""
+    mark = tmp_path / "it_ran"
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps([touch_by("os.system", mark), "more"], 2)[:-4])
+    with pytest.raises(EOFError):
+        pickle.loads((tmp_path / "x.pkl").read_bytes())
+    assert mark.exists()
+    mark.unlink()
+    assert diagnose(tmp_path / "x.pkl").verdict == "unsafe"
+    assert not mark.exists()
+
+
+def test_calls_of_calls(tmp_path: Path) -> None:
+    mark = tmp_path / "it_ran"
+    text = f"touch {mark}".encode()
+    argument = b"X" + len(text).to_bytes(4, "little") + text
+    # partial(os.system), which is only made, and then it is called
+    attack = b"\x80\x02cfunctools\npartial\n(cos\nsystem\ntR(" + argument + b"tR."
+    (tmp_path / "x.pkl").write_bytes(attack)
+    pickle.loads(attack)
+    assert mark.exists()
+    mark.unlink()
+    assert diagnose(tmp_path / "x.pkl").verdict == "unsafe"
+    (tmp_path / "x.pkl").write_bytes(attack.replace(b"(" + argument + b"tR.", b"."))
+    assert diagnose(tmp_path / "x.pkl").verdict == "unreadable"  # a plain pickle that calls nothing
+    assert not mark.exists()
+
+
 def test_a_plain_pickle(tmp_path: Path) -> None:
     mark = tmp_path / "it_ran"
     (tmp_path / "bad.pkl").write_bytes(pickle.dumps(touch_by("os.system", mark)))

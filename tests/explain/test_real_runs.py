@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
+from hpcstab.execute import replay
 from hpcstab.explain.look import Asking, facts_of, look
 from hpcstab.explain.run_story import story_of_run
 from hpcstab.explain.story import Story
@@ -85,7 +87,7 @@ def test_a_cured_run_has_nothing_wrong_with_its_numbers(train_run: MakeRun) -> N
 def test_poisoned_statistics(train_run: MakeRun) -> None:
     """One bad batch, left out by the loop, whose statistics stayed: the weights are fine, and no evaluation works."""
     run = train_run(variant="after", settings=["trainer.max_steps=12", "stability.gate=step_only", FAULT])
-    story = told(run, Asking(replays=False, limit_s=300))
+    story = told(run)
     assert (story.causes[0].name, story.causes[0].confidence) == ("batchnorm_poisoned", "certain")
     assert "running_mean" in story.causes[0].reason
     sick, healthy = story.as_json()["checkpoints"][-1], story.as_json()["checkpoints"][0]
@@ -93,6 +95,16 @@ def test_poisoned_statistics(train_run: MakeRun) -> None:
     assert "running_mean" in sick["sick"]
     assert [command.line.split()[1] for command in story.commands] == ["doctor", "rerun"]
     assert story.commands[1].line.endswith("--from last --with hardened")
+    (run.checkpoints / "step_00000006").rename(
+        run.checkpoints / "step_00000006_FIXED"
+    )  # as if the doctor had been there
+    (run.checkpoints / "step_00000006_FIXED" / "manifest.json").write_bytes(
+        (run.checkpoints / "step_00000004" / "manifest.json").read_bytes()
+    )
+    (run.checkpoints / "step_00000006_FIXED" / "state.pt").write_bytes(
+        (run.checkpoints / "step_00000004" / "state.pt").read_bytes()
+    )
+    assert [command.line.split(" --from ")[1] for command in told(run).commands] == ["healthy --with hardened"]
 
 
 def test_the_same_batch_under_a_gate_costs_nothing(train_run: MakeRun) -> None:
@@ -102,7 +114,8 @@ def test_the_same_batch_under_a_gate_costs_nothing(train_run: MakeRun) -> None:
 
 def test_bad_data_are_named_by_sample(train_run: MakeRun) -> None:
     run = train_run(variant="after", settings=["trainer.max_steps=12", FAULT])
-    story = told(run, Asking(scans=False, limit_s=300))
+    capsule = replay(next(run.capsules.glob("step_*"))).as_json()
+    story = story_of_run(replace(facts_of(run, FILES_ALONE), replay=capsule, no_replay=""))
     assert (story.causes[0].name, story.causes[0].confidence) == ("bad_data", "certain")
     assert "a fault that data.faults declares" in story.causes[0].reason
     assert "(1 of 16 samples)" in story_text(story)

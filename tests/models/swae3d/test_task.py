@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from hpcstab.config import load_experiment, parse_overrides, resolve
+from hpcstab.models.swae3d import codecs
 from hpcstab.models.swae3d.config import Config
 from hpcstab.models.swae3d.task import Task
 from hpcstab.training.context import TrainingContext
@@ -62,8 +63,9 @@ def test_training_blocks_span_minus_one_to_one() -> None:
     assert float(blocks.max()) == pytest.approx(1.0, abs=1e-6)
 
 
-def test_baselines_on_held_out_volumes() -> None:
-    floor, pca, *_ = make_task("before", "quick").baselines()
+def test_baselines_on_held_out_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codecs, "available", lambda: False)  # they have tests of their own, on smaller volumes
+    floor, pca = make_task("before", "quick").baselines()
     assert (floor.name, floor.role, pca.name, pca.role) == ("mean_predictor", "floor", "block_pca_16", "reference")
     # the mean of a product of sines is near 0, its MSE an eighth of the squared amplitude: 15.05 dB of its range
     assert floor.scores["psnr"] == pytest.approx(15.05, abs=0.4)
