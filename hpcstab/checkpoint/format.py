@@ -10,6 +10,7 @@ name is renamed aside before and removed after, so that a writer that is killed 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import torch
+from torch import Tensor
 
 from hpcstab.errors import CheckpointError
 
@@ -33,6 +35,8 @@ _OLD_SUFFIX = ".old"
 _CHUNK_BYTES = 1 << 20
 _BESIDE_BYTES = 1 << 18
 """A write of so much is digested in another thread meanwhile; handing over less costs more than it saves."""
+_LEFT_BYTES = 1 << 20
+"""So much of a disk is left to the rows and events of the training that goes on beside a save."""
 _SYNC_BYTES = 1 << 26
 """So much is brought to disk at a time, while the digest of it is made: SHA-256 is slower than many a disk."""
 
@@ -49,6 +53,7 @@ def write_checkpoint(folder: Path, state: Mapping[str, Any], facts: Mapping[str,
         shutil.rmtree(aside, ignore_errors=True)
         _settle(old, folder)
         aside.mkdir(parents=True)
+        _require_room(aside, state)
         with (aside / STATE).open("wb") as file, ThreadPoolExecutor(1) as beside:
             written = _Digesting(file, beside)
             torch.save(dict(state), cast(BinaryIO, written))
@@ -131,6 +136,26 @@ def remove_asides(folder: Path) -> None:
             _settle(path, path.with_name(path.name.removeprefix(".").removesuffix(_OLD_SUFFIX)))
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be renamed back: {error.strerror}") from None
+
+
+def _require_room(folder: Path, state: Mapping[str, Any]) -> None:
+    """Refuse what will not fit before it has taken the last bytes from everybody; quotas are met when they are met."""
+    needed, free = sum(_memory_of(state).values()), shutil.disk_usage(folder).free
+    if needed + _LEFT_BYTES > free:
+        reason = f"{os.strerror(errno.ENOSPC)}, {needed / 1e6:,.1f} MB for {free / 1e6:,.1f} MB that are free"
+        raise OSError(errno.ENOSPC, reason)
+
+
+def _memory_of(value: Any) -> dict[int, int]:
+    """Address and size of the memory of all tensors in a nested value."""
+    if isinstance(value, Tensor):
+        return {value.data_ptr(): value.nbytes}
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    found: dict[int, int] = {}
+    for entry in value if isinstance(value, (list, tuple)) else ():
+        found |= _memory_of(entry)
+    return found
 
 
 def _settle(old: Path, folder: Path) -> None:

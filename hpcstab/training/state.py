@@ -110,7 +110,7 @@ def put_back(trainer: Trainer, restored: Restored, remembered: tuple[str, ...]) 
         trainer.network.load_state_dict(state["network"])
         trainer.optimizer.load_state_dict(state["optimizer"])
         buffers = dict(trainer.network.named_buffers())
-        for name, buffer in state["buffers"].items():
+        for name, buffer in state.get("buffers", {}).items():
             buffers[name].copy_(buffer)
     except (RuntimeError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
