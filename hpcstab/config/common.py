@@ -181,6 +181,10 @@ class Phase(Section):
     ramp: Duration
     to: float = Field(default=1.0, ge=0, le=1)
 
+    def __str__(self) -> str:
+        end = f" to {self.to:g}" if self.to != 1.0 else ""
+        return f"start {self.start}, ramp {self.ramp}{end}"
+
 
 def _as_list(value: object) -> object:
     return [value] if isinstance(value, Mapping) else value

@@ -49,8 +49,9 @@ def final_state(run: RunDir) -> dict[str, Any]:
 
 
 def equal(first: Any, second: Any) -> bool:
-    if isinstance(first, torch.Tensor):
-        return torch.equal(first, second)
+    if isinstance(first, torch.Tensor):  # a diverged run ends with NaN, and so does its continuation
+        alike = first.shape == second.shape and first.dtype == second.dtype
+        return alike and torch.allclose(first, second, rtol=0, atol=0, equal_nan=True)
     if isinstance(first, dict):
         return first.keys() == second.keys() and all(equal(first[key], second[key]) for key in first)
     if isinstance(first, (list, tuple)):
@@ -73,15 +74,18 @@ def assert_as_if_nothing_had_happened(whole: RunDir, parts: RunDir) -> None:
     assert best[0] == best[1]
 
 
-@pytest.mark.parametrize("stops", [[1], [3], [5], [1, 1, 2]])
 @pytest.mark.parametrize(("model", "variant"), VARIANTS)
-def test_resumed_is_uninterrupted_bit_for_bit(make_run: MakeRun, model: str, variant: str, stops: list[int]) -> None:
-    whole, parts = make_run(model, variant), make_run(model, variant)
+def test_resumed_is_uninterrupted_bit_for_bit(make_run: MakeRun, model: str, variant: str) -> None:
+    """Stopped after the first step, before the last, and again and again; however short the training is."""
+    whole = make_run(model, variant)
     expected = attempt(whole)
-    for stop_after in stops:
-        assert attempt(parts, stop_after) == "stopped"
-    assert attempt(parts) == expected
-    assert_as_if_nothing_had_happened(whole, parts)
+    num_steps = len(read_history(whole.metrics_csv))
+    for stops in ([1], [num_steps - 1], [1] * min(3, num_steps - 1)):
+        parts = make_run(model, variant)
+        for stop_after in stops:
+            assert attempt(parts, stop_after) == "stopped"
+        assert attempt(parts) == expected
+        assert_as_if_nothing_had_happened(whole, parts)
 
 
 ALL_AT_ONCE = [

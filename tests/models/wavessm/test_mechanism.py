@@ -1,6 +1,6 @@
 """How the write-up's training fails, end to end at scale tiny: a skipped step poisons what the evaluation reads.
 
-Its step 1 carries the declared fault, its first evaluation comes after step 2.
+Its step 2 carries the declared fault, and an evaluation comes right after it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.conftest import MakeRun
 from tests.models.wavessm.test_network import KEY
 from tests.training.test_resume import final_state
 
-FAULT_STEP = 1
+FAULT_STEP = 2
 STATISTICS = (".running_mean", ".running_var")
 
 
@@ -90,7 +90,7 @@ def test_after_is_kept_going_by_masks_and_the_judgement_says_so(train_run: MakeR
 def test_cured_takes_the_step_back_and_masks_nothing(train_run: MakeRun) -> None:
     run = train_run("wavessm", "cured")
     assert (state_of(run), sick_tensors(run)) == ("completed", set())
-    assert outcomes(run) == ["applied", "skipped", "applied", "applied"]
+    assert outcomes(run) == ["applied", "applied", "skipped", "applied"]
     judgement = judge(run)
     assert (judgement.finite.answer, judgement.unmasked.answer) == ("yes", "yes")
     assert (judgement.counts["refused_declared"], judgement.counts["masked"]) == (1, 0)
