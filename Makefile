@@ -75,6 +75,7 @@ bench: $(READY)  ## timings of start-up, status, a hardened step and the doctor'
 	$(VENV)/bin/python -m tests.benchmarks.startup
 	$(VENV)/bin/python -m tests.benchmarks.log_scan
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.benchmarks.step_cost
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.benchmarks.checkpoints
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.benchmarks.doctor_scan
 
 reports: $(READY)  ## rebuild the reference report under reports/ (tens of minutes)

@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,11 +35,9 @@ _ASIDE_SUFFIX = ".aside"
 _OLD_SUFFIX = ".old"
 _CHUNK_BYTES = 1 << 20
 _BESIDE_BYTES = 1 << 18
-"""A write of so much is digested in another thread meanwhile; handing over less costs more than it saves."""
+"""Less than this is gathered first: handing it to another thread costs more than its digest."""
 _LEFT_BYTES = 1 << 20
 """So much of a disk is left to the rows and events of the training that goes on beside a save."""
-_SYNC_BYTES = 1 << 26
-"""So much is brought to disk at a time, while the digest of it is made: SHA-256 is slower than many a disk."""
 
 
 def write_checkpoint(folder: Path, state: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
@@ -53,12 +52,15 @@ def write_checkpoint(folder: Path, state: Mapping[str, Any], facts: Mapping[str,
         shutil.rmtree(aside, ignore_errors=True)
         _settle(old, folder)
         aside.mkdir(parents=True)
-        _require_room(aside, state)
+        memory = _memory_of(state)
+        _require_room(aside, sum(memory.values()))
         with (aside / STATE).open("wb") as file, ThreadPoolExecutor(1) as beside:
-            written = _Digesting(file, beside)
+            written = _Digesting(file, beside, memory)
             torch.save(dict(state), cast(BinaryIO, written))
+            written.finish()
+            _to_disk(aside / STATE)  # while the rest is digested
         (aside / MANIFEST).write_text(_manifest_text(written, facts), encoding="utf-8")
-        for path in (aside / STATE, aside / MANIFEST, aside):
+        for path in (aside / MANIFEST, aside):
             _to_disk(path)
         if folder.exists():
             folder.rename(old)
@@ -138,24 +140,25 @@ def remove_asides(folder: Path) -> None:
             raise CheckpointError(f"{path}: cannot be renamed back: {error.strerror}") from None
 
 
-def _require_room(folder: Path, state: Mapping[str, Any]) -> None:
-    """Refuse what will not fit before it has taken the last bytes from everybody; quotas are met when they are met."""
-    needed, free = sum(_memory_of(state).values()), shutil.disk_usage(folder).free
-    if needed + _LEFT_BYTES > free:
-        reason = f"{os.strerror(errno.ENOSPC)}, {needed / 1e6:,.1f} MB for {free / 1e6:,.1f} MB that are free"
-        raise OSError(errno.ENOSPC, reason)
-
-
 def _memory_of(value: Any) -> dict[int, int]:
     """Address and size of the memory of all tensors in a nested value."""
     if isinstance(value, Tensor):
-        return {value.data_ptr(): value.nbytes}
+        storage = value.untyped_storage()
+        return {storage.data_ptr(): storage.nbytes()}
     if isinstance(value, Mapping):
         value = list(value.values())
     found: dict[int, int] = {}
     for entry in value if isinstance(value, (list, tuple)) else ():
         found |= _memory_of(entry)
     return found
+
+
+def _require_room(folder: Path, needed: int) -> None:
+    """Refuse what will not fit before it has taken the last bytes from everybody; quotas are met when they are met."""
+    free = shutil.disk_usage(folder).free
+    if needed + _LEFT_BYTES > free:
+        reason = f"{os.strerror(errno.ENOSPC)}, {needed / 1e6:,.1f} MB for {free / 1e6:,.1f} MB that are free"
+        raise OSError(errno.ENOSPC, reason)
 
 
 def _settle(old: Path, folder: Path) -> None:
@@ -170,13 +173,14 @@ class _Digesting(io.RawIOBase):
     """Passes writes on and digests them: what is vouched for is what was meant, not what the disk gave back.
 
     torch writes to a file object front to back, and lets its OSError through; to a path it would
-    report a full disk as an internal RuntimeError.
+    report a full disk as an internal RuntimeError. The digest is made in the thread ``beside``, from the ``memory``
+    (address: size) of the state itself, which outlives this; of what else is written it has a copy.
     """
 
-    def __init__(self, file: BinaryIO, beside: ThreadPoolExecutor) -> None:
+    def __init__(self, file: BinaryIO, beside: ThreadPoolExecutor, memory: Mapping[int, int]) -> None:
         super().__init__()
-        self._file, self._beside = file, beside
-        self._num_unsynced = 0
+        self._file, self._beside, self._memory = file, beside, memory
+        self._gathered = bytearray()
         self.digest = hashlib.sha256()
         self.num_bytes = 0
 
@@ -185,25 +189,26 @@ class _Digesting(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         num_bytes = memoryview(data).nbytes
-        if num_bytes < _BESIDE_BYTES:
-            self.digest.update(data)
-            self._pass_on(data, num_bytes)
-        else:
-            digesting = self._beside.submit(self.digest.update, data)
-            try:
-                self._pass_on(data, num_bytes)
-            finally:
-                digesting.result()  # torch may free the data when this returns
+        self._file.write(data)
         self.num_bytes += num_bytes
+        if num_bytes >= _BESIDE_BYTES and self._memory.get(np.frombuffer(data, np.uint8).ctypes.data) == num_bytes:
+            self._hand_over()
+            self._beside.submit(self.digest.update, data)
+        else:
+            self._gathered += data
+            if len(self._gathered) >= _BESIDE_BYTES:
+                self._hand_over()
         return num_bytes
 
-    def _pass_on(self, data: Any, num_bytes: int) -> None:
-        self._file.write(data)
-        self._num_unsynced += num_bytes
-        if self._num_unsynced >= _SYNC_BYTES:
-            self._file.flush()
-            os.fdatasync(self._file.fileno())
-            self._num_unsynced = 0
+    def finish(self) -> None:
+        """Nothing is held back any more, neither from the file nor from the digest."""
+        if self._gathered:
+            self._hand_over()
+        self._file.flush()
+
+    def _hand_over(self) -> None:
+        gathered, self._gathered = self._gathered, bytearray()
+        self._beside.submit(self.digest.update, gathered)
 
 
 def _manifest_text(written: _Digesting, facts: Mapping[str, Any]) -> str:
