@@ -118,7 +118,7 @@ def test_ctrl_c_while_waiting_cancels(fake_training: SetPlan, command: Command, 
     (path,) = (root / ".submissions").glob("*.json")
     wait_until(lambda: "running" in states(root, path.stem), "a running run")
     os.killpg(waiting.pid, signal.SIGINT)  # as a terminal does: to all processes in the foreground
-    _, err = waiting.communicate(timeout=30)
+    _, err = waiting.communicate(timeout=120)
     assert waiting.returncode == 130
     assert f"interrupted: cancelling the runs of {path.stem}" in err
     assert "Traceback" not in err

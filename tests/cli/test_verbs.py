@@ -18,7 +18,7 @@ from tests.golden.make import GOLDEN
 
 def hpcstab(*arguments: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "hpcstab", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
 
 
 def table(text: str) -> list[list[str]]:
@@ -183,7 +183,7 @@ def test_train_resumes_a_run_that_was_stopped_and_no_other(tmp_path: Path) -> No
     while not (run / "checkpoints" / "index.json").exists() and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     assert process.returncode == 1  # stopped: the run is not over
     resumed = hpcstab("train", "--resume", run.name, "--root", root)
     assert resumed.returncode == 0, resumed.stderr
