@@ -108,11 +108,20 @@ def test_live_table_on_a_terminal(command: Command, tmp_path: Path) -> None:
     assert "Traceback" not in text
 
 
+def _hear_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the tests may have been started in the background, deaf to it
+
+
 def test_ctrl_c_while_waiting_cancels(fake_training: SetPlan, command: Command, root: Path) -> None:
     fake_training("0=wait,1=wait,2=wait")
     arguments = ["submit", "swae3d", "--scale", "tiny", "--seeds", "0-2", "--variants", "before"]
     waiting = subprocess.Popen(
-        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
+        [*COMMAND, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+        preexec_fn=_hear_ctrl_c,
     )
     wait_until(lambda: (root / ".submissions").exists() and list((root / ".submissions").glob("*.json")), "the ledger")
     (path,) = (root / ".submissions").glob("*.json")
