@@ -2,18 +2,21 @@
 
 All forms in one process, each once a round in turning order, so that the noise of machine and disk hits all; ratios
 are taken within a round. ``again`` repeats the form that others are compared with: it shows the noise.
-``python -m tests.benchmarks.checkpoints --out reports/bench/checkpoints.md`` writes the table that is committed.
+``python -m tests.benchmarks.checkpoints --realtime --out reports/bench/checkpoints.md`` writes the table that is
+committed: digest and writing go side by side, which no machine shows whose cores have other work. ``--realtime`` (root)
+takes the cores for one form at a time and leaves them to others in between.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +169,21 @@ COMPARED = {
 """What each form is compared with."""
 
 
-def measure(forms: Forms, rounds: int) -> dict[str, np.ndarray]:
+@contextlib.contextmanager
+def cores(*, realtime: bool) -> Iterator[None]:
+    """A block that no ordinary process interrupts, and a moment for those afterwards."""
+    if not realtime:
+        yield
+        return
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        time.sleep(0.3)
+
+
+def measure(forms: Forms, rounds: int, *, realtime: bool) -> dict[str, np.ndarray]:
     """Seconds of each form by round, after one round that warms up."""
     calls: dict[str, Form] = {
         "torch.save": forms.torch_save,
@@ -183,7 +200,8 @@ def measure(forms: Forms, rounds: int) -> dict[str, np.ndarray]:
     for number in range(rounds + 1):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
-            taken[name].append(calls[name]())
+            with cores(realtime=realtime and number > 0):
+                taken[name].append(calls[name]())
         taken["steps meanwhile"].append(forms.steps_meanwhile())
     return {name: np.array(seconds[1:]) for name, seconds in taken.items()}
 
@@ -194,12 +212,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to be measured")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--realtime", action="store_true", help="before all other processes; needs root")
     options = parser.parse_args()
     device = torch.device(options.device)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         forms = Forms(Path(folder), device)
-        taken = measure(forms, options.rounds)
+        taken = measure(forms, options.rounds, realtime=options.realtime)
     table = ["| form | seconds, median | compared with | ratio, median | 95 % interval |", "|---|---|---|---|---|"]
     for name, other in COMPARED.items():
         if name == other:
@@ -209,11 +228,13 @@ def main() -> None:
         low, high = interval(ratios)
         figures = f"{np.median(taken[name]):.3f} | {other} | {np.median(ratios):.3f} | {low:.3f} to {high:.3f}"
         table.append(f"| {name} | {figures} |")
-    facts = f"{facts_of(device)}, {options.rounds} rounds"
+    before = ", before all other processes" if options.realtime else ""
+    facts = f"{facts_of(device)}, {options.rounds} rounds{before}"
     print(facts, *table, sep="\n")
     if options.out is not None:
         size = sum(tensor.nbytes for tensor in forms.tensors) / 1e9
-        words = f"{' --device cuda' if device.type == 'cuda' else ''} --out {options.out}"
+        words = f"{' --device cuda' if device.type == 'cuda' else ''}{' --realtime' if options.realtime else ''}"
+        words += f" --out {options.out}"
         head = HEAD.format(options=words, size=size, count=len(forms.tensors))
         options.out.write_text("\n".join([head, facts, "", *table]) + "\n", encoding="utf-8")
 
