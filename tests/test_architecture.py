@@ -60,14 +60,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"errors", "config", "campaign", "identity", "metrics", "rundir", "judgement", "state"},
     "cli": {*LINE, "data", "doctor", "execute", "rerun", "launch", "report", "explain", "housekeeping"},
 }
-HEAVY = {"torch", "pandas", "matplotlib", "scipy", "submitit", "PIL", "jinja2"}
+HEAVY = {"torch", "pandas", "matplotlib", "scipy", "submitit", "PIL", "jinja2", "nibabel", "nrrd", "monai"}
 HEAVY_ALLOWED: dict[str, set[str]] = {
     **{room: set() for room in LINE},
-    "data": {"torch", "scipy", "PIL"},
+    "data": {"torch", "scipy", "PIL", "nibabel", "nrrd"},
     "checkpoint": {"torch"},
     "stability": {"torch"},
     "doctor": {"torch"},
-    "models": {"torch"},
+    "models": {"torch", "monai"},
     "training": {"torch", "PIL"},
     "execute": {"torch"},
     "rerun": {"torch"},
