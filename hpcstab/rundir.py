@@ -106,9 +106,9 @@ class RunDir:
     def attempt_json(self, number: int) -> Path:
         return self.attempts / f"{number:03d}.json"
 
-    def log(self, attempt: int) -> Path:
-        """stdout and stderr of one attempt."""
-        return self.logs / f"{attempt:03d}.log"
+    def log(self, attempt: int, rank: int = 0) -> Path:
+        """stdout and stderr of one attempt, or of one of its other ranks."""
+        return self.logs / (f"{attempt:03d}_rank{rank}.log" if rank else f"{attempt:03d}.log")
 
     def attempt_numbers(self) -> list[int]:
         """Numbers of the attempts so far, ascending."""
