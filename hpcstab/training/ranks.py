@@ -17,11 +17,13 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from hpcstab.config import RunConfig
 from hpcstab.errors import ConfigError, RankLostError
 from hpcstab.stability.gate.ranks import contact
+from hpcstab.task import Task
 
 T = TypeVar("T")
 
@@ -149,6 +151,12 @@ def shares_of(config: RunConfig, num_ranks: int) -> dict[str, int]:
         "batch_size_per_rank": batch_size // num_ranks,
         "micro_batches": config.trainer.micro_batches,
     }
+
+
+def what_joins_samples(task: Task, network: nn.Module) -> list[str]:
+    """What makes a sample's gradient depend on the other samples of its rank: more ranks are another training then."""
+    batchnorm = ["BatchNorm"] if any(isinstance(layer, _BatchNorm) for layer in network.modules()) else []
+    return batchnorm + list(getattr(task, "joins_samples", ()))
 
 
 def check_shares(batch_size: int, num_micro_batches: int, num_ranks: int) -> None:
