@@ -110,6 +110,10 @@ class RunDir:
         """stdout and stderr of one attempt, or of one of its other ranks."""
         return self.logs / (f"{attempt:03d}_rank{rank}.log" if rank else f"{attempt:03d}.log")
 
+    def logs_of(self, attempt: int) -> list[Path]:
+        """The logs of all its ranks so far."""
+        return [self.log(attempt), *sorted(self.logs.glob(f"{attempt:03d}_rank*.log"))]
+
     def attempt_numbers(self) -> list[int]:
         """Numbers of the attempts so far, ascending."""
         return sorted(int(path.stem) for path in self.attempts.glob("[0-9][0-9][0-9].json"))

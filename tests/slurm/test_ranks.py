@@ -25,6 +25,7 @@ def test_two_nodes_requeued_train_what_two_processes_of_one_machine_train(lab: L
     one.wait_for_hold("SIGTERM")
     lab.verb("release", one.job)
     assert one.wait_for_end() == "completed"
+    wait_for(lambda: one.attempts[-1]["end"], "the record of the last attempt", 20)
     assert [attempt["reason"] for attempt in one.attempts] == ["SIGTERM", "completed"]
     assert [(attempt["ranks"], attempt["nodes"]) for attempt in one.attempts] == [(2, ["n1", "n2"])] * 2
     assert one.attempts[0]["devices"] == ["n1:0", "n2:0"]
@@ -37,6 +38,7 @@ def test_two_nodes_requeued_train_what_two_processes_of_one_machine_train(lab: L
 def test_four_ranks_of_one_node(lab: Lab, root: Path) -> None:
     (one,) = submit_runs(root, planned_runs(num_steps=30), gpus_per_run=4)
     assert one.wait_for_end() == "completed"
+    wait_for(lambda: one.attempts[-1]["end"], "the record of the attempt", 20)
     (attempt,) = one.attempts
     assert (attempt["ranks"], attempt["devices"]) == (4, ["0", "1", "2", "3"])
     (start,) = [event["data"] for event in read_events(one.run.events_jsonl) if event["kind"] == "train_start"]
