@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from hpcstab.errors import EXIT_BAD_NEWS, HpcstabError
+from hpcstab.errors import EXIT_BAD_NEWS, HpcstabError, RankLostError
 from hpcstab.launch import slurm_job
 from hpcstab.launch.attempt import run_attempt
 from hpcstab.launch.ledger import updating
@@ -65,7 +65,7 @@ def _run_on_slurm(run: RunDir, ledger: Ledger, index: int, signal_lead_s: float,
         if state == "stopped":
             slurm_job.wait_for_the_end()
         return state
-    state = _recorded(run, facts, signals)
+    state = _recorded(run, facts, signals, after_loss=slurm_job.queue_again_after_loss)
     if state == "stopped":
         slurm_job.end_after_stop(signal_lead_s)
     return state
@@ -106,12 +106,15 @@ def _recorded(
     facts: Mapping[str, Any],
     signals: StopSignals,
     beside: Callable[[int], AbstractContextManager[None]] = lambda attempt: contextlib.nullcontext(),
+    after_loss: Callable[[RunDir], None] = lambda run: None,
 ) -> str:
-    """One attempt; its state, unless it failed."""
+    """One attempt; its state, unless it failed. ``after_loss``: what is done where another rank was lost."""
     try:
         state = run_attempt(run, facts, signals.requested, beside).state
     except HpcstabError as error:
         print(f"hpcstab: {error}")  # into submitit's log: the run's own may be what cannot be written
+        if isinstance(error, RankLostError):
+            after_loss(run)
         raise SystemExit(error.exit_code) from None
     if state == "failed":
         raise SystemExit(EXIT_BAD_NEWS)

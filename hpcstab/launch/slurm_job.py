@@ -17,6 +17,7 @@ import submitit.helpers
 
 from hpcstab.errors import LaunchError
 from hpcstab.launch import scheduler
+from hpcstab.rundir import RunDir, read_json
 
 _MARGIN_S = 60.0  # Slurm may send the announced signal so much early
 _ASK_EVERY_S = 15.0
@@ -78,6 +79,28 @@ def wait_for_the_end() -> None:
     """What another rank does after a stop request: the first one decides, and this one must not end before it."""
     while True:
         time.sleep(_ASK_EVERY_S)
+
+
+def queue_again_after_loss(run: RunDir) -> None:
+    """A rank was lost, to a node, a GPU or the memory: the job is queued again if this attempt has left a checkpoint.
+
+    One that dies before its first checkpoint would die for ever, and so ends as failed. So does one that cannot ask.
+    """
+    job, status = job_id(), read_json(run.status_json) or {}
+    saved = [int(path.name.removeprefix("step_")) for path in run.checkpoints.glob("step_" + "[0-9]" * 8)]
+    if max(saved, default=0) <= status.get("first_step", 0):
+        print(f"job {job} has saved nothing since this attempt began: it is not queued again", flush=True)
+        return
+    try:
+        if scheduler.job_state(job) != "RUNNING":  # a cancelled job must not come back
+            return
+        scheduler.requeue(job)
+    except LaunchError as error:
+        print(f"job {job}: {error}", flush=True)
+        return
+    print(f"job {job} goes on from its last checkpoint: queued again", flush=True)
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def end_after_stop(signal_lead_s: float) -> None:

@@ -13,7 +13,7 @@ from hpcstab.launch.submit import submit
 from hpcstab.metrics import read_events
 from hpcstab.rundir import RunDir, find_runs, read_json
 from tests.slurm.conftest import Lab, wait_for
-from tests.slurm.runs import OneRun, final_weights, history, planned_runs, submit_runs
+from tests.slurm.runs import NUM_STEPS, OneRun, final_weights, history, planned_runs, submit_runs
 
 pytestmark = pytest.mark.slurm
 
@@ -46,15 +46,28 @@ def test_four_ranks_of_one_node(lab: Lab, root: Path) -> None:
     assert [one.run.log(1, rank).exists() for rank in range(4)] == [True] * 4
 
 
-def test_a_lost_rank_ends_the_job_and_is_named(lab: Lab, root: Path) -> None:
+def test_a_job_that_lost_a_rank_goes_on_from_its_last_checkpoint(lab: Lab, root: Path) -> None:
     (one,) = submit_runs(root, planned_runs(checkpoint_every=100), gpus_per_run=2)
     one.wait_for_steps(150)
     os.kill(_process_of_rank(one, 1), signal.SIGKILL)
-    assert one.wait_for_end(90) == "failed"
+    one.wait_for_hold("failed")
     status = read_json(one.run.status_json)
     assert status is not None
     assert "rank 1 has ended, see logs/001_rank1.log" in status["error"]
-    assert one.attempts[0]["reason"] == "failed"
+    assert "goes on from its last checkpoint: queued again" in one.printed
+    lab.verb("release", one.job)
+    assert one.wait_for_end() == "completed"
+    wait_for(lambda: one.attempts[-1]["end"], "the record of the last attempt", 20)
+    assert [attempt["reason"] for attempt in one.attempts] == ["failed", "completed"]
+    assert 0 < one.attempts[1]["steps_gained"] <= NUM_STEPS - 100
+
+
+def test_a_job_that_loses_a_rank_before_it_has_saved_anything_is_not_queued_again(lab: Lab, root: Path) -> None:
+    (one,) = submit_runs(root, planned_runs(), gpus_per_run=2)
+    one.wait_for_steps(20)
+    os.kill(_process_of_rank(one, 1), signal.SIGKILL)
+    assert one.wait_for_end(90) == "failed"
+    wait_for(lambda: "saved nothing since this attempt began" in one.printed, "the reason", 20)
 
 
 def _on_this_machine(root: Path) -> RunDir:
