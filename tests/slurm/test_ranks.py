@@ -42,7 +42,7 @@ def test_four_ranks_of_one_node(lab: Lab, root: Path) -> None:
     (attempt,) = one.attempts
     assert (attempt["ranks"], attempt["devices"]) == (4, ["0", "1", "2", "3"])
     (start,) = [event["data"] for event in read_events(one.run.events_jsonl) if event["kind"] == "train_start"]
-    assert (start["num_ranks"], start["batch_size"], start["batch_size_per_rank"]) == (4, 32, 8)
+    assert (start["num_ranks"], start["batch_size"], start["batch_size_per_rank"]) == (4, 16, 4)
     assert [one.run.log(1, rank).exists() for rank in range(4)] == [True] * 4
 
 
