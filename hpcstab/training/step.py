@@ -13,6 +13,7 @@ from hpcstab.config.common import PrecisionConfig
 from hpcstab.seeds import keyed_seed
 from hpcstab.stability.batchnorm.running_statistics import Findings, RunningStatistics
 from hpcstab.stability.deferred import Deferred, stacked
+from hpcstab.stability.gate.clipping import clip_scale_of
 from hpcstab.stability.gate.gate import Decision, Gate
 from hpcstab.stability.gate.retrial import reason_of
 from hpcstab.stability.guards.health import HealthProbe, Readings
@@ -27,7 +28,7 @@ from hpcstab.training.precision import autocast
 from hpcstab.training.ranks import ALONE, Ranks
 from hpcstab.training.terms import TermNorms, bad_terms, measure_terms
 
-_FLAGS = ("buffers_finite", "bad", "refused", "state_finite", "stop_asked")
+_FLAGS = ("bad", "refused", "state_finite", "stop_asked")
 _COUNTS = ("num_masked", "num_limited")
 
 
@@ -74,6 +75,8 @@ class Pending:
         """The signals; waits for the device where it is not done."""
         values = _of_all_ranks(self.names, self.deferred.read())
         flags = {name: bool(values.pop(name)) for name in _FLAGS}
+        flags["buffers_finite"] = math.isfinite(values.pop("largest_buffer"))
+        values["clip_scale"] = clip_scale_of(values.pop("clip_divisor"))
         return Signals({name: _typed(name, value) for name, value in values.items()}, **flags)
 
 
@@ -225,8 +228,8 @@ def _signals(loss: Tensor, decision: Decision, state_finite: Tensor) -> dict[str
     return {
         "loss": loss,
         "grad_norm": decision.grad_norm,
-        "clip_scale": decision.clip_scale,
-        "buffers_finite": decision.buffers_finite,
+        "clip_divisor": decision.clip_divisor,
+        "largest_buffer": decision.largest_buffer,
         "bad": decision.bad,
         "refused": decision.refused,
         "state_finite": state_finite,
@@ -243,7 +246,7 @@ def _merged(name: str, values: list[float]) -> float:
     """Means of losses, sums of counts, the worst of everything else; NaN is worse than any number."""
     if len(values) == 1:
         return values[0]
-    if name in ("buffers_finite", "state_finite"):
+    if name == "state_finite":
         return min(values)
     if name in _COUNTS:
         return sum(values)

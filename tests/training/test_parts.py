@@ -11,7 +11,7 @@ from torch import nn
 from hpcstab.config.common import SchedulerConfig
 from hpcstab.errors import ConfigError
 from hpcstab.stability.finite import nonfinite_names
-from hpcstab.stability.gate.clipping import Clipping
+from hpcstab.stability.gate.clipping import Clipping, clip_scale_of
 from hpcstab.stability.phases import phase_factor
 from hpcstab.task import Maximum, Sum
 from hpcstab.training.batches import EpochOrder, to_device
@@ -123,13 +123,14 @@ def test_keyed_generator_depends_on_purpose_and_step() -> None:
     [(10.0, 1.0, 0.1), (0.5, 1.0, 1.0), (10.0, None, 1.0), (3.0, 2.0, 2.0 / 3.0), (math.inf, 1.0, 0.0)],
 )
 def test_clipping_scales_gradients_to_the_norm(norm: float, max_norm: float | None, scale: float) -> None:
-    clipping = Clipping(max_norm)
-    assert float(clipping.scale(clipping.divisor(torch.tensor(norm)))) == pytest.approx(scale, rel=1e-5)
+    divisor = Clipping(max_norm).divisor(torch.tensor(norm))
+    assert (1.0 if divisor is None else clip_scale_of(float(divisor))) == pytest.approx(scale, rel=1e-5)
 
 
 def test_clipping_a_norm_that_is_nan_hides_nothing() -> None:
-    clipping = Clipping(1.0)
-    assert math.isnan(float(clipping.scale(clipping.divisor(torch.tensor(math.nan)))))
+    divisor = Clipping(1.0).divisor(torch.tensor(math.nan))
+    assert divisor is not None
+    assert math.isnan(clip_scale_of(float(divisor)))
 
 
 def test_nonfinite_names() -> None:

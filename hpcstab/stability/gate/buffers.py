@@ -47,12 +47,12 @@ class BufferRing:
     @torch.no_grad()
     def keep(self, step: int) -> None:
         """Copy the buffers as they are before the forward pass of ``step``."""
-        self._copy(self.current(), self._slots[step % self.size])
+        self._copy(self._now(), self._slots[step % self.size])
 
     @torch.no_grad()
     def put_back(self, step: int) -> None:
         """Make the buffers again what they were before the forward pass of ``step``, one of the last ``size``."""
-        self._copy(self._slots[step % self.size], self.current())
+        self._copy(self._slots[step % self.size], self._now())
 
     def kept(self, step: int) -> dict[str, Tensor]:
         """The buffers as they were before the forward pass of ``step``, one of the last ``size``, by name."""
@@ -71,15 +71,19 @@ class BufferRing:
         """
         if not self._areas:
             return []
-        current = self.current()
+        now = self._now()
         for area in self._areas:
-            torch._foreach_copy_(area.views, [current[index] for index in area.places])
+            # reshape is a call for each, and those of BatchNorm need none
+            parts = [now[place] if is_flat else now[place].reshape(-1) for place, is_flat in area.places]
+            torch.cat(parts, out=area.memory)
         return [torch.linalg.vector_norm(area.memory, math.inf) for area in self._areas]
 
     def current(self) -> list[Tensor]:
-        """All buffers as they are now, not copied."""
-        found = [buffers[name] for buffers, name in self._places]
-        return [buffer.detach() if buffer.requires_grad else buffer for buffer in found if buffer is not None]
+        """All buffers as they are now, not copied, without their history."""
+        return [buffer.detach() if buffer.requires_grad else buffer for buffer in self._now()]
+
+    def _now(self) -> list[Tensor]:
+        return [buffers[name] for buffers, name in self._places]
 
     def _copy(self, source: list[Tensor], target: list[Tensor]) -> None:
         for first, last in self._groups:
@@ -88,11 +92,10 @@ class BufferRing:
 
 @dataclass(frozen=True)
 class _Area:
-    """Memory for the watched buffers of one type, and a view of it for each; ``places`` among all buffers."""
+    """Memory for the watched buffers of one type; ``places`` among all buffers, and whether each has one axis."""
 
     memory: Tensor
-    views: list[Tensor]
-    places: list[int]
+    places: list[tuple[int, bool]]
 
 
 def _areas(buffers: list[Tensor], watched: list[int]) -> list[_Area]:
@@ -100,9 +103,7 @@ def _areas(buffers: list[Tensor], watched: list[int]) -> list[_Area]:
     for dtype in dict.fromkeys(buffers[place].dtype for place in watched):
         places = [place for place in watched if buffers[place].dtype == dtype]
         memory = torch.zeros(sum(buffers[place].numel() for place in places), dtype=dtype, device=buffers[0].device)
-        parts = torch.split(memory, [buffers[place].numel() for place in places])
-        views = [part.view(buffers[place].shape) for part, place in zip(parts, places, strict=True)]
-        areas.append(_Area(memory, views, places))
+        areas.append(_Area(memory, [(place, buffers[place].ndim == 1) for place in places]))
     return areas
 
 

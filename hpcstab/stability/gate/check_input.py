@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcstab.errors import ConfigError
+from hpcstab.stability.gate.clipping import total_norm
 
 
 def checked_parameters(network: nn.Module) -> list[nn.Parameter]:
@@ -50,11 +51,11 @@ def num_stepped(optimizers: Sequence[torch.optim.Optimizer]) -> int:
     return sum(len(group["params"]) for optimizer in optimizers for group in optimizer.param_groups)
 
 
-def check_loss(loss: Any, parameters: Sequence[Tensor]) -> None:
+def check_loss(loss: Any, gradients: Sequence[Tensor]) -> None:
     """Refuse what is no loss, or has not reached the parameters.
 
     Raises:
-        ConfigError: no tensor, no scalar, no gradient anywhere, or a sparse one.
+        ConfigError: no tensor, no scalar, or no gradient anywhere.
     """
     if not isinstance(loss, Tensor):
         raise ConfigError(
@@ -62,13 +63,26 @@ def check_loss(loss: Any, parameters: Sequence[Tensor]) -> None:
         )
     if loss.ndim != 0:
         raise ConfigError(f"the loss has shape {tuple(loss.shape)}; it must be a scalar: reduce it, e.g. loss.mean()")
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
         raise ConfigError(
             "no parameter has a gradient: call loss.backward() first; if you did, the loss does not depend on them"
         )
-    if any(gradient.is_sparse for gradient in gradients):
-        raise ConfigError("a gradient is sparse, which has no norm in torch: use nn.Embedding(..., sparse=False)")
+
+
+def norm_of(gradients: list[Tensor]) -> Tensor:
+    """Their norm, in fp32, which the kernels of optimizers read whatever the gradients are.
+
+    Raises:
+        ConfigError: one is sparse.
+    """
+    try:
+        return total_norm(gradients).float()
+    except (RuntimeError, NotImplementedError):
+        if any(gradient.is_sparse for gradient in gradients):
+            raise ConfigError(
+                "a gradient is sparse, which has no norm in torch: use nn.Embedding(..., sparse=False)"
+            ) from None
+        raise
 
 
 def can_skip_itself(optimizer: torch.optim.Optimizer) -> bool:

@@ -13,7 +13,15 @@ _EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6
 
 def total_grad_norm(parameters: Iterable[Tensor]) -> Tensor:
     """L2 norm over all gradients, a 0-d tensor; NaN or inf where one of them is, or where finite ones overflow it."""
-    return get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    return total_norm([gradient for parameter in parameters if (gradient := parameter.grad) is not None])
+
+
+def total_norm(gradients: list[Tensor]) -> Tensor:
+    """The same of gradients on one device: torch's own get_total_norm, without its sorting by device and type."""
+    if len({gradient.dtype for gradient in gradients}) != 1:
+        return get_total_norm(gradients)
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    return norm
 
 
 class Clipping:
@@ -25,7 +33,6 @@ class Clipping:
     def __init__(self, max_norm: float | None, device: torch.device | str = "cpu") -> None:
         self._per_norm = None if max_norm is None else 1.0 / max_norm
         self._offset = torch.tensor(0.0 if max_norm is None else _EPS / max_norm, device=device)
-        self._one = torch.ones((), device=device)
 
     def divisor(self, grad_norm: Tensor) -> Tensor | None:
         """What gradients with this norm are divided by, at least 1 and 0-d: NaN where the norm is. None for nothing."""
@@ -33,6 +40,7 @@ class Clipping:
             return None
         return torch.add(self._offset, grad_norm, alpha=self._per_norm).clamp_min_(1.0)
 
-    def scale(self, divisor: Tensor | None) -> Tensor:
-        """The factor on the gradients that a divisor means: 1 where it is None."""
-        return self._one if divisor is None else divisor.reciprocal()
+
+def clip_scale_of(divisor: float) -> float:
+    """The factor on the gradients that a divisor means, on the host."""
+    return 1.0 / divisor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +12,9 @@ import torch
 from torch import Tensor
 
 from hpcstab.stability.deferred import Deferred, stacked
+from hpcstab.stability.gate.clipping import clip_scale_of
 from hpcstab.stability.gate.gate import Decision
 from hpcstab.stability.random_state import RandomSnapshot
-
-_FIGURES = ("loss", "grad_norm", "clip_scale")
-_FLAGS = ("bad", "refused", "buffers_finite")
 
 
 @dataclass(eq=False)
@@ -96,8 +95,8 @@ class Turn:
 
     @classmethod
     def of(cls, step: int, given: list[Given], schedule: Schedule, loss: Tensor, decision: Decision) -> Turn:
-        figures = [loss, *(getattr(decision, name) for name in (*_FIGURES[1:], *_FLAGS))]
-        return cls(step, given, schedule, Deferred(stacked(figures)))
+        said = decision.grad_norm, decision.clip_divisor, decision.largest_buffer, decision.bad, decision.refused
+        return cls(step, given, schedule, Deferred(stacked([loss, *said])))
 
     def put_random(self) -> None:
         """Make the generators what they were before the step's first batch."""
@@ -107,7 +106,6 @@ class Turn:
 
     def read(self) -> Figures:
         """Waits for the device where the step is not done."""
-        values = self.deferred.read()
-        loss, grad_norm, clip_scale = values[: len(_FIGURES)]
-        bad, refused, buffers_finite = map(bool, values[len(_FIGURES) :])
-        return Figures(loss, grad_norm, clip_scale, bad, refused, buffers_finite)
+        loss, grad_norm, clip_divisor, largest_buffer, bad, refused = self.deferred.read()
+        scale, finite = clip_scale_of(clip_divisor), math.isfinite(largest_buffer)
+        return Figures(loss, grad_norm, scale, bool(bad), bool(refused), finite)
