@@ -89,6 +89,8 @@ def read_folder(folder: Path, size: int, channels: Literal[1, 3], train_fraction
         raise DataError(f"image folder '{folder}': {len(usable)} of {len(paths)} images can be used: {problems}")
     num_train = min(len(usable) - 1, max(1, round(train_fraction * len(usable))))
     facts: dict[str, int | float | str] = {"source": f"images of {folder}", "num_left_out": len(paths) - len(usable)}
+    if findings:
+        facts["left_out"] = "; ".join(finding.message for finding in findings)
     return RealImages(split_in_order(list(usable.items()), num_train, num_train), facts, findings)
 
 
