@@ -65,6 +65,20 @@ def test_every_run_is_counted(expected: tuple[Report, list[RunDir]]) -> None:
     assert folder.split(":")[0] in report.html.read_text()
 
 
+def test_every_metric_is_in_a_table(expected: tuple[Report, list[RunDir]]) -> None:
+    """Not only the one that decides: by seed, beside the baselines, with its unit and what it means."""
+    page = (expected[0].folder / "report.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in page.split("### Every figure at step 40")[1].splitlines()[2:6]]
+    assert rows[0] == [
+        "metric", "before", "after", "cured", "floor: mean predictor", "reference: block pca 16", "better", "what it is",
+    ]  # fmt: skip
+    assert rows[2] == [
+        r"psnr \[dB\]", "died, died, died, –", "13.8", "15.2", "14", "16", "higher", "of whole volumes"
+    ]  # fmt: skip
+    assert rows[3][:6] == ["ratio", "died, died, died, –", "32", "32", "–", "–"]
+    assert "<td>of whole volumes</td>" in expected[0].html.read_text()
+
+
 def test_runs_csv_keeps_nonfinite_and_missing_apart(expected: tuple[Report, list[RunDir]]) -> None:
     with (expected[0].folder / "runs.csv").open() as file:
         rows = {(row["label"], row["seed"]): row for row in csv.DictReader(file)}
