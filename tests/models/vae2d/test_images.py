@@ -44,9 +44,7 @@ def image_folder(folder: Path, num: int = 10) -> Path:
     return folder
 
 
-def test_trains_on_real_slices_and_says_so(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, train_run: MakeRun
-) -> None:
+def test_trains_on_real_slices_and_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, train_run: MakeRun) -> None:
     fetch_a_head(monkeypatch, tmp_path)
     run = train_run("vae2d", "cured", settings=REAL)
     status, task = read_json(run.status_json), read_json(run.task_json)
@@ -152,7 +150,7 @@ def test_the_last_images_of_a_folder_are_held_out(tmp_path: Path) -> None:
 def test_an_empty_folder_is_one_error(make_run: MakeRun, tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     run = make_run("vae2d", "before", settings=["data.source=folder", f"data.folder={tmp_path / 'none'}"])
-    with pytest.raises(DataError, match="holds no image; read are .png"):
+    with pytest.raises(DataError, match="holds no image; read are"):
         execute(run, 1)
     status = read_json(run.status_json)
     assert status is not None
