@@ -62,6 +62,9 @@ class Data(DataConfig):
     def sources(self) -> tuple[str, ...]:
         return ("pycortex",) if self.source == "real" else ()
 
+    def image_folders(self) -> tuple[str, ...]:
+        return (self.folder,) if self.folder is not None else ()
+
     @model_validator(mode="after")
     def _folder_where_it_is_read(self) -> Data:
         if self.source == "folder" and self.folder is None:

@@ -90,7 +90,7 @@ class ReadImages(Images):
         data = self._data
         if data.folder is None:
             return head_slices(data.image_size, data.train_split)
-        return read_folder(Path(data.folder).expanduser(), data.image_size, 1, data.train_split)
+        return read_folder(Path(data.folder), data.image_size, 1, data.train_split)
 
     @cached_property
     def items(self) -> Mapping[Split, ImageItems]:
