@@ -44,9 +44,13 @@ def _baseline_names(section: Section, role: str) -> list[str]:
 
 
 def _baseline_scores(section: Section, role: str, name: str, metric: str) -> list[float | str]:
-    """By seed; the runs of one seed share their held-out data."""
-    by_seed = {run.seed: baselines(run, role).get(name, {}).get(metric) for run in section.runs}
-    return [score for _, score in sorted(by_seed.items()) if score is not None]
+    """By seed; the runs of one seed share their held-out data, but not all of them have each baseline."""
+    by_seed: dict[int, float] = {}
+    for run in section.runs:
+        score = baselines(run, role).get(name, {}).get(metric)
+        if score is not None:
+            by_seed[run.seed] = score
+    return [score for _, score in sorted(by_seed.items())]
 
 
 def _cell(row: Row, metric: str) -> float | str:

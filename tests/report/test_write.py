@@ -78,6 +78,19 @@ def test_every_metric_is_in_a_table(expected: tuple[Report, list[RunDir]]) -> No
     assert "<td>of whole volumes</td>" in expected[0].html.read_text()
 
 
+def test_a_baseline_that_only_some_variants_have_keeps_its_figure(tmp_path: Path) -> None:
+    """Block PCA is fitted at each variant's own code size."""
+    runs = [make_run(tmp_path / "runs", variant, 0) for variant in ("before", "after")]
+    for run, components in zip(runs, (16, 8), strict=True):
+        text = run.task_json.read_text()
+        run.task_json.write_text(text.replace("block_pca_16", f"block_pca_{components}"))
+    write_report(runs, tmp_path / "out")
+    table = (tmp_path / "out" / "report.md").read_text().split("### Every figure at step 40")[1]
+    columns, _, values = (line.strip("| ").split(" | ") for line in table.splitlines()[2:5])
+    assert columns[4:6] == ["reference: block pca 16", "reference: block pca 8"]
+    assert values[4:6] == ["16", "16"]
+
+
 def test_runs_csv_keeps_nonfinite_and_missing_apart(expected: tuple[Report, list[RunDir]]) -> None:
     with (expected[0].folder / "runs.csv").open() as file:
         rows = {(row["label"], row["seed"]): row for row in csv.DictReader(file)}
