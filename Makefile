@@ -78,9 +78,12 @@ bench: $(READY)  ## timings of start-up, status, a hardened step and the doctor'
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.benchmarks.checkpoints
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.benchmarks.doctor_scan
 
-reports: $(READY)  ## rebuild the reference report under reports/ (tens of minutes)
+reports: $(READY)  ## rebuild the reference reports under reports/ (tens of minutes each)
 	$(HPCSTAB) submit swae3d --scale small --seeds 3-5 --wait
 	$(HPCSTAB) report swae3d --out reports/swae3d-small
+	$(HPCSTAB) data fetch vae2d
+	$(HPCSTAB) submit --campaign vae2d_real --wait
+	$(HPCSTAB) report vae2d --out reports/vae2d-small-real
 
 clean:  ## remove the virtual environment and caches, never runs
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

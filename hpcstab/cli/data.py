@@ -56,10 +56,14 @@ def check(
 
 
 def refuse_missing_data(runs: Iterable[ResolvedRun]) -> None:
-    """Before anything is created or queued: a run whose data were not fetched would end at its first step."""
+    """Before anything is created or queued: a run whose data are not there would end at its first step."""
+    from hpcstab.data.images import image_files
     from hpcstab.data.sources import SOURCES, require
 
-    require(SOURCES[name] for name in dict.fromkeys(name for run in runs for name in run.config.data.sources()))
+    data = [run.config.data for run in runs]
+    require(SOURCES[name] for name in dict.fromkeys(name for each in data for name in each.sources()))
+    for folder in dict.fromkeys(folder for each in data for folder in each.image_folders()):
+        image_files(Path(folder))
 
 
 @app.command("fetch")

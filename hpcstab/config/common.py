@@ -163,6 +163,10 @@ class DataConfig(Section):
         """Packages of the fetched data that the run reads (hpcstab/data/sources); none where it draws its own."""
         return ()
 
+    def image_folders(self) -> tuple[str, ...]:
+        """Folders of the user's own whose images the run reads."""
+        return ()
+
     @model_validator(mode="after")
     def _one_fault_a_step(self) -> DataConfig:
         steps = [fault.step for fault in self.faults]

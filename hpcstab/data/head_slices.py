@@ -22,6 +22,7 @@ _AXIS: dict[Direction, int] = {"sagittal": 0, "coronal": 1, "axial": 2}
 _EDGE = 256  # of the scan
 _TISSUE = 20  # grey values above are head, not air
 _MIN_TISSUE_PART = 0.05
+_CROWN = "; of axial slices those are the crown, smaller ovals than any that was trained on"
 _GAP = 8  # slices between the parts, 8 mm: neighbours are near-copies
 
 
@@ -45,7 +46,7 @@ def head_slices(size: int, train_fraction: float = 0.8, directions: Sequence[Dir
     parts = [_split(scan, direction, size, train_fraction) for direction in directions]
     facts: dict[str, int | float | str] = {
         "source": f"{', '.join(directions)} slices of one head, {source.release}",
-        "split": f"by slab, {_GAP} slices between",
+        "split": f"by slab, {_GAP} slices between, the last ones held out{_CROWN if 'axial' in directions else ''}",
         "num_subjects": 1,
         **provenance([source]),
     }

@@ -68,12 +68,7 @@ def read_folder(folder: Path, size: int, channels: Literal[1, 3], train_fraction
     Raises:
         DataError: no such folder, no image in it, or fewer than two that can be used.
     """
-    try:
-        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-    except OSError as error:
-        raise DataError(f"image folder '{folder}' cannot be read: {error.strerror}") from None
-    if not paths:
-        raise DataError(f"image folder '{folder}' holds no image; read are {', '.join(SUFFIXES)}")
+    paths = image_files(folder)
     usable: dict[str, Pixels] = {}
     bad: dict[FindingKind, list[str]] = defaultdict(list)
     for path in paths:
@@ -89,7 +84,24 @@ def read_folder(folder: Path, size: int, channels: Literal[1, 3], train_fraction
         raise DataError(f"image folder '{folder}': {len(usable)} of {len(paths)} images can be used: {problems}")
     num_train = min(len(usable) - 1, max(1, round(train_fraction * len(usable))))
     facts: dict[str, int | float | str] = {"source": f"images of {folder}", "num_left_out": len(paths) - len(usable)}
+    if findings:
+        facts["left_out"] = "; ".join(finding.message for finding in findings)
     return RealImages(split_in_order(list(usable.items()), num_train, num_train), facts, findings)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The files of a folder that are images by their names, in order; ``~`` is the user's home.
+
+    Raises:
+        DataError: no such folder, or no image in it.
+    """
+    try:
+        paths = sorted(path for path in folder.expanduser().iterdir() if path.suffix.lower() in SUFFIXES)
+    except OSError as error:
+        raise DataError(f"image folder '{folder}' cannot be read: {error.strerror}") from None
+    if not paths:
+        raise DataError(f"image folder '{folder}' holds no image; read are {', '.join(SUFFIXES)}")
+    return paths
 
 
 def decode_image(content: bytes, suffix: str) -> Pixels:

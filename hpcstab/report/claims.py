@@ -13,6 +13,8 @@ from hpcstab.report.sections import Group, Section, newest
 from hpcstab.report.words import NOTHING, printable
 
 Answer = Literal["held", "refuted", "not testable"]
+_OTHER_DATA = {"data.source", "data.folder"}
+"""Settings that say which data a variant is trained on and leave it the variant that a claim is about."""
 
 
 @dataclass(frozen=True)
@@ -33,17 +35,25 @@ def answer_claims(section: Section, rows: Sequence[Row]) -> list[ClaimAnswer]:
 
 
 def _answer(claim: Claim, section: Section, rows: Sequence[Row]) -> ClaimAnswer:
-    group = section.group(claim.variant, {})
-    other = section.group(claim.below_variant, {}) if claim.below_variant else None
+    group = _group_for(claim, section)
+    other = section.group(claim.below_variant, group.overrides) if claim.below_variant and group else None
     own = _rows_of(group, rows)
     obstacle = _obstacle(claim, section, group, other, own)
     measured = _measured(claim, own)
     if obstacle:
-        return _as_answer(claim, measured, "not testable", obstacle)
+        return _as_answer(claim, group, measured, "not testable", obstacle)
     verdicts = _verdicts(claim, own, _rows_of(other, rows))
     if claim.below_variant:
         measured += f" against {_measured(claim, _rows_of(other, rows))}"
-    return _as_answer(claim, measured, *_conclude(claim, verdicts, own))
+    return _as_answer(claim, group, measured, *_conclude(claim, verdicts, own))
+
+
+def _group_for(claim: Claim, section: Section) -> Group | None:
+    """The variant as it is; where it was run on other data alone, on those, unless the claim is about the data."""
+    if (as_it_is := section.group(claim.variant, {})) is not None or claim.metric.startswith("data_"):
+        return as_it_is
+    chosen = [dict(group.overrides) for group in section.groups if set(group.overrides) <= _OTHER_DATA]
+    return next((group for data in chosen if (group := section.group(claim.variant, data)) is not None), None)
 
 
 def _obstacle(claim: Claim, section: Section, group: Group | None, other: Group | None, own: Sequence[Row]) -> str:
@@ -53,7 +63,8 @@ def _obstacle(claim: Claim, section: Section, group: Group | None, other: Group 
     if group is None:
         return f"no run of {claim.variant}{_only_overridden(claim.variant, section)}"
     if claim.below_variant and other is None:
-        return f"no run of {claim.below_variant}{_only_overridden(claim.below_variant, section)}"
+        same_data = " on the same data" * bool(group.overrides)
+        return f"no run of {claim.below_variant}{same_data or _only_overridden(claim.below_variant, section)}"
     if claim.needs == "cuda" and not all(row["cuda"] for row in own):
         return "needs a CUDA device; these runs had none"
     return ""
@@ -108,11 +119,12 @@ def _in_range(claim: Claim, value: float | None) -> bool | None:
     return (low is None or value >= low) and (high is None or value <= high)
 
 
-def _as_answer(claim: Claim, measured: str, answer: Answer, reason: str) -> ClaimAnswer:
+def _as_answer(claim: Claim, group: Group | None, measured: str, answer: Answer, reason: str) -> ClaimAnswer:
+    label = group.label if group is not None else claim.variant
     if claim.range is not None:
-        test = f"{claim.variant}: {claim.metric} {_span(*claim.range)}"
+        test = f"{label}: {claim.metric} {_span(*claim.range)}"
     else:
-        test = f"{claim.variant}: {claim.metric} below that of {claim.below_variant}, same seed"
+        test = f"{label}: {claim.metric} below that of {claim.below_variant}, same seed"
     says, where, test = (printable(text) for text in (claim.says, claim.where, test))
     return ClaimAnswer(says, where, test, measured or NOTHING, answer, printable(reason))
 

@@ -12,6 +12,7 @@ from hpcstab.report.differences import config_differences
 from hpcstab.report.facts import Row, section_rows
 from hpcstab.report.figures import Picture, Sample, make_figures, samples
 from hpcstab.report.measured import definitions, how_measured
+from hpcstab.report.metric_table import metric_table
 from hpcstab.report.notes import certainty_notes
 from hpcstab.report.record import BrokenFolder, LoadedRun
 from hpcstab.report.sections import Section, make_sections
@@ -45,6 +46,7 @@ class Chapter:
     verdict: str
     notes: tuple[str, ...]
     variants: Table
+    metrics: Table
     pairings: Table
     differences: Table
     fixes: Table
@@ -105,6 +107,7 @@ def _chapter(section: Section, num_broken: int) -> Chapter:
         verdict=verdict,
         notes=tuple(certainty_notes(section, pairings)),
         variants=variant_table(section),
+        metrics=metric_table(section, rows),
         pairings=pairing_table(pairings, section),
         differences=difference_table(differences, section),
         fixes=fix_table(differences),

@@ -78,3 +78,15 @@ def test_without_fetched_data_nothing_is_created_or_queued(tmp_path: Path) -> No
         hpcstab("train", "swae3d@before", *REAL, "--set", "data.fields=[wind_zonal]", "--root", str(root))
     plan = hpcstab("submit", "swae3d", "--cluster", "local", "--dry-run", *REAL, "--root", str(root))
     assert (plan[0], plan[1].count("data.source=real")) == (0, 9)
+
+
+def test_a_folder_without_images_is_refused_before_anything_is_created(tmp_path: Path) -> None:
+    root, folder = tmp_path / "runs", tmp_path / "mine"
+    mine = ("--scale", "tiny", "--set", "data.source=folder", "--set", f"data.folder={folder}", "--root", str(root))
+    for message in ("cannot be read: No such file", "holds no image"):
+        for command in (["train", "vae2d@before"], ["submit", "vae2d", "--cluster", "local"]):
+            with pytest.raises(DataError, match=message) as caught:
+                hpcstab(*command, *mine)
+            assert caught.value.exit_code == 3
+        folder.mkdir(exist_ok=True)
+    assert not root.exists()

@@ -80,6 +80,24 @@ def test_overridden_runs_do_not_answer_for_the_variant(tmp_path: Path) -> None:
     assert found.answer == "not testable" and "without --set (there is after{optimizer.lr=0.01})" in found.reason
 
 
+def test_runs_on_real_data_answer_for_the_variant_and_say_so(tmp_path: Path) -> None:
+    """Unless the claim is about the data, or the variant was run as it is."""
+    real = ("data.source=real",)
+    runs = [make_run(tmp_path, "after", gain=1.0, settings=real)]
+    found = answer(runs, metric="psnr", range=[0, 99])
+    assert (found.answer, found.test) == ("held", "after{data.source=real}: psnr from 0 to 99")
+    about_data = answer(runs, metric="data_num_train_items", range=[0, 1])
+    assert about_data.answer == "not testable" and "without --set" in about_data.reason
+
+    runs.append(make_run(tmp_path, "before", gain=2.0))
+    elsewhere = answer(runs, metric="psnr", below_variant="before")
+    assert (elsewhere.answer, elsewhere.reason) == ("not testable", "no run of before on the same data")
+    runs.append(make_run(tmp_path, "before", gain=0.5, settings=real))
+    assert answer(runs, metric="psnr", below_variant="before").answer == "refuted"
+    runs.append(make_run(tmp_path, "after", gain=1.5))
+    assert answer(runs, metric="psnr", range=[0, 99]).test == "after: psnr from 0 to 99"
+
+
 def test_below_another_variant_in_the_same_seed(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, v, s, gain=g) for v, s, g in [("before", 0, 2.0), ("after", 0, 1.0), ("before", 1, 0.5)]]
     assert answer(runs, metric="psnr", below_variant="before").answer == "held"

@@ -12,6 +12,7 @@ import pytest
 
 from hpcstab.errors import RunError
 from hpcstab.report import Report, write_report
+from hpcstab.report.words import NOTHING
 from hpcstab.rundir import RunDir
 from tests.report.synthetic import campaign_of, edit_identity, make_run
 
@@ -63,6 +64,31 @@ def test_every_run_is_counted(expected: tuple[Report, list[RunDir]]) -> None:
     (folder,) = report.unreadable
     assert "1 folder could not be read and could not be counted" in report.verdict[0]
     assert folder.split(":")[0] in report.html.read_text()
+
+
+def test_every_metric_is_in_a_table(expected: tuple[Report, list[RunDir]]) -> None:
+    """Not only the one that decides: by seed, beside the baselines, with its unit and what it means."""
+    page = (expected[0].folder / "report.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in page.split("### Every figure at step 40")[1].splitlines()[2:6]]
+    died = f"died, died, died, {NOTHING}"  # the last one crashed, and has no figure
+    assert rows[0][:4] == ["metric", "before", "after", "cured"]
+    assert rows[0][4:] == ["floor: mean predictor", "reference: block pca 16", "better", "what it is"]
+    assert rows[2] == [r"psnr \[dB\]", died, "13.8", "15.2", "14", "16", "higher", "of whole volumes"]
+    assert rows[3][:6] == ["ratio", died, "32", "32", NOTHING, NOTHING]
+    assert "<td>of whole volumes</td>" in expected[0].html.read_text()
+
+
+def test_a_baseline_that_only_some_variants_have_keeps_its_figure(tmp_path: Path) -> None:
+    """Block PCA is fitted at each variant's own code size."""
+    runs = [make_run(tmp_path / "runs", variant, 0) for variant in ("before", "after")]
+    for run, components in zip(runs, (16, 8), strict=True):
+        text = run.task_json.read_text()
+        run.task_json.write_text(text.replace("block_pca_16", f"block_pca_{components}"))
+    write_report(runs, tmp_path / "out")
+    table = (tmp_path / "out" / "report.md").read_text().split("### Every figure at step 40")[1]
+    columns, _, values = (line.strip("| ").split(" | ") for line in table.splitlines()[2:5])
+    assert columns[4:6] == ["reference: block pca 16", "reference: block pca 8"]
+    assert values[4:6] == ["16", "16"]
 
 
 def test_runs_csv_keeps_nonfinite_and_missing_apart(expected: tuple[Report, list[RunDir]]) -> None:

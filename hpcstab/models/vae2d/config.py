@@ -48,10 +48,32 @@ class Network(Section):
 
 
 class Data(DataConfig):
-    """Square single-channel images of ``image_size`` pixels a side, in [0, 1]; ``source``: chest films made here."""
+    """Square single-channel images of ``image_size`` pixels a side, in [0, 1].
 
-    source: Literal["synthetic"]
+    ``source``: ``synthetic`` chest films that are made here, ``num_samples`` of them; ``real`` slices of a head that
+    was fetched; or the images of a ``folder`` of the user's own, in order of their names. Real images and those of a
+    folder are split in order, so that near-copies stay on one side: the last ones are held out.
+    """
+
+    source: Literal["synthetic", "real", "folder"]
+    folder: str | None = Field(min_length=1)
     image_size: int = Field(ge=16)
+
+    def sources(self) -> tuple[str, ...]:
+        return ("pycortex",) if self.source == "real" else ()
+
+    def image_folders(self) -> tuple[str, ...]:
+        return (self.folder,) if self.folder is not None else ()
+
+    @model_validator(mode="after")
+    def _folder_where_it_is_read(self) -> Data:
+        if self.source == "folder" and self.folder is None:
+            raise ValueError("source is folder, but folder is null: name the folder of your images, data.folder=PATH")
+        if self.source != "folder" and self.folder is not None:
+            raise ValueError(
+                f"folder is '{self.folder}', which source {self.source} does not read: set source to folder"
+            )
+        return self
 
 
 class Weights(Section):

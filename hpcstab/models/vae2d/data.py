@@ -1,24 +1,16 @@
-"""The images of vae2d, their split, and two predictors that learned nothing of what a network could."""
+"""Images of vae2d as items, and two predictors that learned nothing of what a network could."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-
-from hpcstab.data.lungs import chest_film
-from hpcstab.models.vae2d.config import Data
-from hpcstab.seeds import keyed_seed
-from hpcstab.task import Split
 
 
 @dataclass(frozen=True)
-class Films:
+class ImageItems:
     """Items are images (1, N, N), float32 in [0, 1]; they are kept as the bytes (S, N, N) that they were read from."""
 
     pixels: Tensor
@@ -40,55 +32,20 @@ class Films:
             yield self.batch(slice(first, first + size))
 
 
-class ChestFilms:
-    """All films of a run, split at random by film: each is a chest of its own."""
-
-    def __init__(self, data: Data, seed: int) -> None:
-        self._data = data
-        self._seed = seed
-
-    @cached_property
-    def numbers(self) -> dict[Split, list[int]]:
-        """Numbers of the films by split."""
-        num = self._data.num_samples
-        order = np.random.default_rng(keyed_seed(self._seed, "split")).permutation(num).tolist()
-        num_train = min(num - 1, max(1, round(self._data.train_split * num)))
-        return {"train": sorted(order[:num_train]), "validation": sorted(order[num_train:])}
-
-    @cached_property
-    def train(self) -> Films:
-        return self._films("train")
-
-    @cached_property
-    def validation(self) -> Films:
-        return self._films("validation")
-
-    def named(self, split: Split) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """(id, film (N, N) in [0, 1]) of a split."""
-        films = self.train if split == "train" else self.validation
-        for index, name in enumerate(films.ids):
-            yield name, films[index][0].numpy()
-
-    def _films(self, split: Split) -> Films:
-        numbers = self.numbers[split]
-        films = [chest_film(self._data.image_size, self._seed, number) for number in numbers]
-        return Films(torch.from_numpy(np.stack(films)), [f"film_{number:05d}" for number in numbers])
-
-
-def mean_image(films: Films) -> Tensor:
+def mean_image(images: ImageItems) -> Tensor:
     """(1, 1, N, N): the best answer of a network that looks at nothing."""
-    total = torch.stack([chunk.double().sum(0) for chunk in films.chunks()]).sum(0)
-    return (total / len(films)).float().unsqueeze(0)
+    total = torch.stack([chunk.double().sum(0) for chunk in images.chunks()]).sum(0)
+    return (total / len(images)).float().unsqueeze(0)
 
 
-def block_pca(films: Films, block_size: int, num_components: int) -> Callable[[Tensor], Tensor]:
+def block_pca(images: ImageItems, block_size: int, num_components: int) -> Callable[[Tensor], Tensor]:
     """A function images (B, 1, N, N) -> their reconstruction from the leading components of each block.
 
     The linear method with the network's own latents: as many numbers for each block of 32x32 pixels as the latent grid
-    has channels, fitted on the training films.
+    has channels, fitted on the training images.
     """
     count, total, products = 0, torch.zeros(block_size**2).double(), torch.zeros(block_size**2, block_size**2).double()
-    for chunk in films.chunks():
+    for chunk in images.chunks():
         blocks = _to_blocks(chunk, block_size)
         count += len(blocks)
         total += blocks.double().sum(0)
@@ -97,9 +54,9 @@ def block_pca(films: Films, block_size: int, num_components: int) -> Callable[[T
     _, vectors = torch.linalg.eigh(products / count - mean.outer(mean))  # ascending: the leading ones are last
     basis, centre = vectors[:, -num_components:].float(), mean.float()
 
-    def reconstruct(images: Tensor) -> Tensor:
-        codes = (_to_blocks(images, block_size) - centre) @ basis
-        return _from_blocks(codes @ basis.T + centre, images.shape)
+    def reconstruct(batch: Tensor) -> Tensor:
+        codes = (_to_blocks(batch, block_size) - centre) @ basis
+        return _from_blocks(codes @ basis.T + centre, batch.shape)
 
     return reconstruct
 

@@ -33,11 +33,12 @@ def sharpness(images: Tensor) -> Tensor:
 
 
 def diversity(images: Tensor) -> Tensor:
-    """Variance between images, mean over pixels: half the mean squared difference of neighbours in a ring.
+    """Variance between images, mean over pixels, in squared grey values: 0 where all are alike.
 
-    0 where all images are alike. Over a batch of one it is 0 too: nothing differs.
+    Of all images of the batch against their mean, whatever their order: neighbours in a series are near-copies. Over a
+    batch of one it is 0: nothing differs.
     """
-    return 0.5 * (images - images.roll(1, dims=0)).square().mean()
+    return images.var(dim=0, correction=1 if len(images) > 1 else 0).mean()
 
 
 def grid_powers(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""vae2d as a task: chest films in, chest films out, judged by what it rebuilds and by what it makes up."""
+"""vae2d as a task: images in, images out, judged by what it rebuilds and by what it makes up."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from hpcstab.config import RunConfig
-from hpcstab.data.checks import check_arrays, num_distinct
 from hpcstab.models.vae2d import config as keys
-from hpcstab.models.vae2d.data import ChestFilms, Films, block_pca, mean_image
+from hpcstab.models.vae2d.data import ImageItems, block_pca, mean_image
+from hpcstab.models.vae2d.images import images_of
 from hpcstab.models.vae2d.losses import (
     effective_beta,
     gaussian_nll,
@@ -37,9 +37,11 @@ from hpcstab.models.vae2d.network import KLAutoencoder, Posterior
 from hpcstab.models.vae2d.pictures import sheet
 from hpcstab.task import Baseline, DataFinding, Metric, Partial, Picture, Split, StepContext, Sum
 
+NUM_PICTURED = 8
+
 
 class Task:
-    """The KL autoencoder on chest films (write-up vae2d)."""
+    """The KL autoencoder on chest films, head slices or images of a folder (write-up vae2d)."""
 
     Config: ClassVar[type[RunConfig]] = keys.Config
     metrics = (
@@ -71,7 +73,7 @@ class Task:
 
     def __init__(self, config: keys.Config, seed: int) -> None:
         self._config = config
-        self._films = ChestFilms(config.data, seed)
+        self._images = images_of(config.data, seed)
         grid = config.data.image_size >> len(config.network.channels)
         self._latent_shape = (config.network.latent_channels, grid, grid)
         self._num_latents = config.network.latent_channels * grid**2
@@ -80,8 +82,8 @@ class Task:
     def network(self) -> KLAutoencoder:
         return KLAutoencoder(self._config.network)
 
-    def dataset(self, split: Split) -> Films:
-        return self._films.train if split == "train" else self._films.validation
+    def dataset(self, split: Split) -> ImageItems:
+        return self._images.items[split]
 
     def loss_terms(self, network: KLAutoencoder, batch: Tensor, context: StepContext) -> Mapping[str, Tensor]:
         """``batch`` (B, 1, N, N) in [0, 1]; the decoder sees a sample of the posterior."""
@@ -150,45 +152,37 @@ class Task:
         }
 
     def baselines(self) -> Sequence[Baseline]:
-        """The mean film, and a linear code of the same size; on held-out films."""
+        """The mean image, and a linear code of the same size; on held-out images."""
         block_size = 2 ** len(self._config.network.channels)
         num_components = self._config.network.latent_channels
-        mean = mean_image(self._films.train)
+        mean = mean_image(self.dataset("train"))
         predictors: list[tuple[str, Literal["floor", "reference"], Callable[[Tensor], Tensor]]] = [
             ("mean_image", "floor", mean.expand_as),
             (
                 f"block_pca_{num_components}",
                 "reference",
-                block_pca(self._films.train, block_size, num_components),
+                block_pca(self.dataset("train"), block_size, num_components),
             ),
         ]
         return [Baseline(name, role, self._scores(predict)) for name, role, predict in predictors]
 
     def data_facts(self) -> Mapping[str, int | float | str]:
-        return {
-            "source": f"seeded synthetic chest films ({self._config.data.source})",
-            "num_train_items": len(self._films.train),
-            "num_distinct_train_items": num_distinct(self._films.named("train")),
-            "num_validation_items": len(self._films.validation),
-            "image_size": self._config.data.image_size,
-        }
+        return self._images.facts()
 
     def samples(self, network: KLAutoencoder, context: StepContext) -> Sequence[Picture]:
-        """Held-out films, rebuilt from the mean and from a sample, in one sheet; samples of the prior in another."""
-        images = self._films.validation.batch(slice(0, 8)).to(context.device)
+        """Held-out images, rebuilt from the mean and from a sample, in one sheet; samples of the prior in another."""
+        images = self.dataset("validation").batch(slice(0, NUM_PICTURED)).to(context.device)
         rebuilt, posterior = network(images)
         resampled = network.decode(posterior.sample(context.generator("pictures")))
         shape = (self._config.network.sample_channels or self._latent_shape[0], *self._latent_shape[1:])
         made_up = network.decode(_prior_latents(2 * len(images), shape, context))
         return [
-            Picture("films_from_mean_from_sample", sheet([images, rebuilt, resampled])),
+            Picture("rows_original_from_mean_from_sample", sheet([images, rebuilt, resampled])),
             Picture("samples_of_the_prior", sheet(made_up.chunk(2))),
         ]
 
     def check_data(self) -> Sequence[DataFinding]:
-        size = self._config.data.image_size
-        splits: tuple[Split, ...] = ("train", "validation")
-        return check_arrays({split: self._films.named(split) for split in splits}, (size, size), (0.0, 1.0))
+        return self._images.check()
 
     def _terms(self, images: Tensor, rebuilt: Tensor, kl: Tensor) -> dict[str, Tensor]:
         """The unweighted terms of the loss from the KL of every latent (B, L, n, n)."""
@@ -210,13 +204,13 @@ class Task:
         return lambda rebuilt, images: l1_ssim(rebuilt, images, losses.scales)
 
     def _scores(self, predict: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
-        films = self._films.validation
+        held_out = self.dataset("validation")
         psnr, similarity = 0.0, 0.0
-        for images in films.chunks():
+        for images in held_out.chunks():
             predicted = predict(images)
             psnr += float(psnr_db(images, predicted).sum())
             similarity += float(ssim_of_images(images, predicted).sum())
-        return {"psnr": psnr / len(films), "ssim": similarity / len(films)}
+        return {"psnr": psnr / len(held_out), "ssim": similarity / len(held_out)}
 
 
 def _prior_latents(num: int, shape: tuple[int, ...], context: StepContext) -> Tensor:

@@ -138,6 +138,8 @@ def test_gradients_are_right() -> None:
     target = images(1, 1, 1, 12, 12)
     for loss in (squared_error, gaussian_nll, spectral_l1, lambda a, b: l1_ssim(a, b, 1)):
         assert torch.autograd.gradcheck(lambda x, loss=loss: loss(x, target), (rebuilt,))
+    large, other = images(4, 1, 1, 44, 44).requires_grad_(), images(5, 1, 1, 44, 44)
+    assert torch.autograd.gradcheck(lambda x: l1_ssim(x, other, 3), (large,), fast_mode=True)
     mean, logvar = (images(seed, 2, 2, 1, 1).requires_grad_() for seed in (2, 3))
     assert torch.autograd.gradcheck(lambda m, v: with_free_bits(kl_per_latent(m, v), 0.1), (mean, logvar))
 

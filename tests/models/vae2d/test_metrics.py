@@ -53,6 +53,13 @@ def test_diversity_is_the_variance_between_images() -> None:
     images = noise(1, 64, 1, 16, 16)
     assert float(diversity(images)) == pytest.approx(1.0, rel=0.05)
     assert float(diversity(images[:1].expand(8, -1, -1, -1))) == 0.0
+    assert float(diversity(images[:1])) == 0.0
+
+
+def test_diversity_does_not_depend_on_the_order_of_a_series() -> None:
+    """Slices in order are near-copies of their neighbours; differences of neighbours gave a seventh."""
+    series = torch.linspace(0.0, 1.0, 40).reshape(40, 1, 1, 1).expand(-1, 1, 8, 8)
+    assert float(diversity(series)) == pytest.approx(float(series[:, 0, 0, 0].var()), rel=1e-4)
 
 
 @pytest.mark.parametrize("period", [2, 4])

@@ -148,7 +148,7 @@ def test_pictures_are_two_sheets() -> None:
     torch.manual_seed(0)
     with torch.no_grad():
         pictures = task.samples(task.network().eval(), CONTEXT)
-    assert [picture.name for picture in pictures] == ["films_from_mean_from_sample", "samples_of_the_prior"]
+    assert [picture.name for picture in pictures] == ["rows_original_from_mean_from_sample", "samples_of_the_prior"]
     tile = 2 * 48 + 4
     assert pictures[0].pixels.shape == (3 * tile, 4 * tile)  # 4 held-out films
     assert pictures[1].pixels.shape == (2 * tile, 4 * tile)
