@@ -22,8 +22,8 @@ from hpcstab.models.wavessm.losses import (
     wavelet_l1,
 )
 from hpcstab.models.wavessm.network import WaveStateSpaceNetwork, largest_magnitudes
-from hpcstab.models.wavessm.quality import masked_mean, psnr_db, ssim_map
 from hpcstab.models.wavessm.unet import num_parameters_of, unet_of_size
+from hpcstab.quality import masked_mean, psnr_db, ssim, ssim_map
 from hpcstab.stability.numerics import fp32_island
 from hpcstab.task import Baseline, DataFinding, Metric, Partial, Picture, Split, StepContext, Sum
 
@@ -125,14 +125,12 @@ def _items(pairs: Pairs) -> Iterator[dict[str, Tensor]]:
 def _scores(images: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Partial]:
     """Sums over images (B, 3, H, W) in [0, 1], with those of the corrupted images beside."""
     truth, mask = batch["clean"], batch["mask"]
-    everywhere = torch.ones_like(mask)
-    similarity = ssim_map(images, truth)
     values = {
-        "psnr": psnr_db(images, truth, everywhere),
-        "ssim": masked_mean(similarity, everywhere),
+        "psnr": psnr_db(images, truth),
+        "ssim": ssim(images, truth),
         "masked_psnr": psnr_db(images, truth, mask),
-        "masked_ssim": masked_mean(similarity, mask),
-        "psnr_before": psnr_db(batch["corrupted"], truth, everywhere),
+        "masked_ssim": masked_mean(ssim_map(images, truth), mask),
+        "psnr_before": psnr_db(batch["corrupted"], truth),
         "masked_psnr_before": psnr_db(batch["corrupted"], truth, mask),
         "num_images": torch.ones(len(images)),
     }

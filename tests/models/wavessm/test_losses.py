@@ -17,7 +17,7 @@ from hpcstab.models.wavessm.losses import (
     structural_dissimilarity,
     wavelet_l1,
 )
-from tests.models.wavessm.test_quality import plain_ssim
+from tests.test_quality import plain_ssim
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
