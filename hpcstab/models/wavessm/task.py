@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hpcstab.config import RunConfig
 from hpcstab.data.checks import check_arrays
 from hpcstab.models.wavessm import config as keys
-from hpcstab.models.wavessm.data import Pairs, split_pairs
+from hpcstab.models.wavessm.data import Pairs, pairs_of
 from hpcstab.models.wavessm.losses import (
     FrozenFeatures,
     l1,
@@ -49,7 +49,8 @@ class Task:
 
     def __init__(self, config: keys.Config, seed: int) -> None:
         self._config = config
-        self._pairs = split_pairs(config.data, seed)
+        self._sets = pairs_of(config.data, seed)
+        self._pairs = self._sets.splits
         self._features = FrozenFeatures()
 
     def network(self) -> nn.Module:
@@ -89,17 +90,21 @@ class Task:
 
     def baselines(self) -> Sequence[Baseline]:
         """Handing the corrupted image on, which is what a network that learned nothing can do at best."""
-        batch = torch.utils.data.default_collate(list(_items(self._pairs["validation"])))
-        scores = {name: float(part.value) for name, part in _scores(batch["corrupted"], batch).items()}
-        return [Baseline("identity", "floor", self.summarize(scores))]
+        totals: dict[str, float] = {}
+        for batch in self._evaluated():
+            for name, part in _scores(batch["corrupted"], batch).items():
+                totals[name] = totals.get(name, 0.0) + float(part.value)
+        return [Baseline("identity", "floor", self.summarize(totals))]
 
     def data_facts(self) -> Mapping[str, int | float | str]:
-        masks = [float(item["mask"].mean()) for item in _items(self._pairs["validation"])]
+        masks = torch.cat([batch["mask"].mean((1, 2, 3)) for batch in self._evaluated()])
         return {
-            "source": f"seeded {self._config.data.source} pictures with seeded corruptions",
+            **self._sets.facts,
+            "corruptions": "seeded strokes, patches and shapes",
             "num_train_images": len(self._pairs["train"]),
             "num_validation_images": len(self._pairs["validation"]),
-            "mean_masked_share": sum(masks) / len(masks),
+            "num_evaluated_images": len(masks),
+            "mean_masked_share": float(masks.mean()),
         }
 
     def samples(self, network: nn.Module, context: StepContext) -> Sequence[Picture]:
@@ -115,11 +120,15 @@ class Task:
     def check_data(self) -> Sequence[DataFinding]:
         size = self._config.data.image_size
         images = {str(split): pairs.clean_images() for split, pairs in self._pairs.items()}
-        return check_arrays(images, (size, size, 3), (0.0, 1.0))
+        return [*self._sets.findings, *check_arrays(images, (size, size, 3), (0.0, 1.0))]
 
-
-def _items(pairs: Pairs) -> Iterator[dict[str, Tensor]]:
-    return (pairs[index] for index in range(len(pairs)))
+    def _evaluated(self) -> Iterator[dict[str, Tensor]]:
+        """Batches of what an evaluation looks at: all held-out pairs, or the first `trainer.max_eval_samples`."""
+        pairs = self._pairs["validation"]
+        num = min(len(pairs), self._config.trainer.max_eval_samples or len(pairs))
+        for first in range(0, num, self.eval_batch_size):
+            items = [pairs[index] for index in range(first, min(first + self.eval_batch_size, num))]
+            yield torch.utils.data.default_collate(items)
 
 
 def _scores(images: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Partial]:
