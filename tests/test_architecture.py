@@ -58,7 +58,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "explain": {"errors", "units", "config", "metrics", "rundir", "identity", "interventions", "judgement", "state"},
     # the only room that removes something of a run; checkpoint, for whether one is whole
     "housekeeping": {"errors", "rundir", "state", "checkpoint"},
-    "report": {"errors", "config", "campaign", "identity", "metrics", "rundir", "judgement", "state"},
+    "report": {
+        "errors",
+        "config",
+        "campaign",
+        "identity",
+        "metrics",
+        "rundir",
+        "interventions",
+        "judgement",
+        "state",
+    },
     "cli": {*LINE, "data", "doctor", "execute", "rerun", "launch", "report", "explain", "housekeeping"},
 }
 HEAVY = {"torch", "pandas", "matplotlib", "scipy", "submitit", "PIL", "jinja2"}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from hpcstab.interventions import declared_fault_steps
 from hpcstab.report.record import LoadedRun, number
 
 RISING_SHARE = 1 / 4
@@ -132,3 +133,8 @@ def _until(run: LoadedRun, metric: str, horizon: int | None) -> pd.DataFrame:
 def was_kept_out(outcome: Outcome) -> bool:
     """Whether the run met a failure, and its state stayed finite all the same: a gate refused it."""
     return outcome.failed_step is not None and outcome.run.answer("finite") == "yes"
+
+
+def was_declared(outcome: Outcome) -> bool:
+    """Whether the failure came in a step whose batch carries a fault on purpose."""
+    return outcome.failed_step in declared_fault_steps(outcome.run.config)

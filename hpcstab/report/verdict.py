@@ -8,7 +8,7 @@ from statistics import median
 
 from hpcstab.report.compare import ALPHA, Pairing, smallest_p
 from hpcstab.report.interventions import refusals_text
-from hpcstab.report.outcome import Outcome, baselines, was_kept_out
+from hpcstab.report.outcome import Outcome, baselines, was_declared, was_kept_out
 from hpcstab.report.sections import Group, Section
 from hpcstab.report.words import signed, unit_of
 
@@ -36,16 +36,37 @@ def group_clause(group: Group, section: Section) -> str:
     word = "seeds" if n == len(group.seeds) else "runs"
     parts = []
     if group.failed:
-        nonfinite = all(outcome.run.first_nonfinite_step == outcome.failed_step for outcome in group.failed)
-        kept_out = all(map(was_kept_out, group.failed))
-        what = ("met non-finite values" if kept_out else "went non-finite") if nonfinite else "failed"
-        steps = ", ".join(str(outcome.failed_step) for outcome in group.failed)
-        first = f"at step {steps}" if len(group.failed) == 1 else f"first at steps {steps}"
-        first = "; ".join(filter(None, (first, refusals_text([outcome.run for outcome in group.failed]))))
-        parts.append(f"{what} in {len(group.failed)} of {n} {word} ({first})")
+        parts.append(_failed_clause(group, n, word, section))
     parts += [_finite_clause(outcomes, how, n, word, section) for how, outcomes in _by_learning(group.finite)]
     parts += _undecided_clauses(group, n)
     return ", ".join(parts)
+
+
+def _failed_clause(group: Group, n: int, word: str, section: Section) -> str:
+    """What failed, when, and what stood between it and the state: a declared fault is called so."""
+    failed = group.failed
+    nonfinite = all(outcome.run.first_nonfinite_step == outcome.failed_step for outcome in failed)
+    kept_out = all(map(was_kept_out, failed))
+    what = ("met non-finite values" if kept_out else "went non-finite") if nonfinite else "failed"
+    steps = ", ".join(str(outcome.failed_step) for outcome in failed)
+    first = f"at step {steps}" if len(failed) == 1 else f"first at steps {steps}"
+    num_declared = sum(map(was_declared, failed))
+    if num_declared == len(failed):
+        first += f", the declared fault{'s' * (num_declared > 1)}"
+    elif num_declared:
+        first += f", {num_declared} of them declared faults"
+    details = [first, refusals_text([outcome.run for outcome in failed])]
+    if kept_out and num_declared == len(failed):
+        details.append(_spared_text(failed, section))
+    return f"{what} in {len(failed)} of {n} {word} ({'; '.join(filter(None, details))})"
+
+
+def _spared_text(outcomes: Sequence[Outcome], section: Section) -> str:
+    """What became of runs whose declared fault the gate kept out of the state."""
+    learned = sum(outcome.run.answer("learned") == "yes" for outcome in outcomes)
+    text = f"the gate kept the state finite, learned in {learned} of {len(outcomes)}"
+    gains = _finite_gains(outcomes)
+    return text + (f", {_gain_text(gains, section)} against {_floor_name(outcomes)}" if gains else "")
 
 
 def _others_clauses(groups: Sequence[Group]) -> list[str]:
@@ -66,7 +87,7 @@ def _others_clauses(groups: Sequence[Group]) -> list[str]:
 
 
 def _finite_clause(outcomes: Sequence[Outcome], how: str, n: int, word: str, section: Section) -> str:
-    gains = [outcome.gain for outcome in outcomes if outcome.gain is not None and math.isfinite(outcome.gain)]
+    gains = _finite_gains(outcomes)
     details = []
     if gains:
         details.append(f"{_gain_text(gains, section)} against {_floor_name(outcomes)}")
@@ -135,6 +156,10 @@ def _certainty(section: Section, pairings: Sequence[Pairing]) -> str:
 def _short(pairing: Pairing) -> str:
     p = "" if pairing.p_value is None else f", p = {pairing.p_value:.2g}"
     return f"{pairing.first} beats {pairing.second} in {pairing.wins} of {len(pairing.scores)}{p}"
+
+
+def _finite_gains(outcomes: Sequence[Outcome]) -> list[float]:
+    return [outcome.gain for outcome in outcomes if outcome.gain is not None and math.isfinite(outcome.gain)]
 
 
 def _gain_text(gains: Sequence[float], section: Section) -> str:
