@@ -57,7 +57,7 @@ def plain_wavelet(restored: np.ndarray, truth: np.ndarray) -> float:
 
 
 def plain_perceptual(restored: np.ndarray, truth: np.ndarray) -> float:
-    """Three layers of 3 x 3 filters, zeros around the image, every second pixel from the second layer on, and a ReLU."""
+    """Three layers of 3 x 3 filters over zeros around the image, from the second on at every second pixel; ReLU."""
     pair, distances = [restored, truth], []
     for index, layer in enumerate(FrozenFeatures().layers):
         step, weights = 1 if index == 0 else 2, layer.weight.double().numpy()
