@@ -190,6 +190,8 @@ def test_a_declared_fault_is_called_one(tmp_path: Path) -> None:
         "met non-finite values in 2 of 2 seeds (first at steps 8, 8, the declared faults; the gate kept the state"
         " finite, learned in 2 of 2, +1.00 dB against the mean predictor)"
     ) in text
+    notes = notes_of(section_of(runs))
+    assert "Declared in data.faults of every variant: inf_pixel in the batch of step 8" in notes
 
 
 def test_a_failure_beside_the_declared_fault_is_told_apart(tmp_path: Path) -> None:

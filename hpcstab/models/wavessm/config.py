@@ -61,6 +61,9 @@ class Data(DataConfig):
     def sources(self) -> tuple[str, ...]:
         return ("scikit-image", "scikit-learn", "sporco") if self.source == "real" else ()
 
+    def image_folders(self) -> tuple[str, ...]:
+        return () if self.folder is None else (self.folder,)
+
     @model_validator(mode="after")
     def _folder_where_it_is_read(self) -> Data:
         if self.source == "folder" and self.folder is None:
