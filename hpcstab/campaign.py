@@ -54,13 +54,14 @@ class PlannedRun:
 
 
 class CampaignFile(Section):
-    """The top level of ``jobs/campaigns/<name>.yaml``; ``scale`` null takes the cluster's default."""
+    """The top level of ``jobs/campaigns/<name>.yaml``; ``scale`` and ``gpus`` (of each run) null take the cluster's."""
 
     about: str
     models: _Names = Field(min_length=1)
     variants: _Names = Field(min_length=1)
     seeds: str
     scale: str | None
+    gpus: int | None = Field(default=None, ge=0)
     set: dict[str, Any]
 
 

@@ -42,6 +42,10 @@ class RunError(HpcstabError):
     """A run folder is missing, unreadable or cannot be written."""
 
 
+class RankLostError(RunError):
+    """One of several processes that train together has ended or does not answer."""
+
+
 class CheckpointError(HpcstabError):
     """A checkpoint is missing, damaged or does not fit."""
 

@@ -10,6 +10,7 @@ import importlib
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -22,7 +23,7 @@ from hpcstab.config import (
     read_yaml_mapping,
     validate_section,
 )
-from hpcstab.errors import CheckpointError, ConfigError, HpcstabError, RunError
+from hpcstab.errors import CheckpointError, ConfigError, HpcstabError, RankLostError, RunError
 from hpcstab.rundir import RunDir, read_json, remove_asides, write_json
 from hpcstab.task import Task, TaskFactory
 
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hpcstab.stability.replay.replayed import Replayed
+    from hpcstab.training.ranks import Ranks
+
+
+_LAST_WORDS_S = 2.0  # a process that closed its connections may not have ended yet
+_POLL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -42,17 +48,17 @@ class Execution:
 
 
 def execute(run: RunDir, attempt: int, stop_requested: Callable[[], str | None] = lambda: None) -> Execution:
-    """Train one attempt of the run.
+    """Train one attempt of the run; of several ranks the first, which writes the files.
 
     A crash in the training is written to status.json with its error, its traceback goes to stderr, and
     the state is ``failed``; only what no record could be made of is raised.
 
     Raises:
-        RunError: the run folder cannot be read or written.
+        RunError: the run folder cannot be read or written, or another rank was lost (RankLostError).
     """
     remove_asides(run)
     try:
-        result = _train(run, attempt, stop_requested)
+        result = _train(run, attempt, stop_requested, lambda attempt: contextlib.nullcontext())
     except HpcstabError as error:
         with contextlib.suppress(RunError):  # the disk that is full for the run is full for its status as well
             _record_failure(run, attempt, str(error))
@@ -63,6 +69,19 @@ def execute(run: RunDir, attempt: int, stop_requested: Callable[[], str | None] 
         _record_failure(run, attempt, reason)
         return Execution("failed", 0, reason)
     return result
+
+
+def execute_beside(
+    run: RunDir,
+    stop_requested: Callable[[], str | None],
+    recorded: Callable[[int], AbstractContextManager[None]],
+) -> Execution:
+    """Train as one of the other ranks of an attempt; an error is raised and recorded by nobody else.
+
+    Args:
+        recorded: number of the attempt, which the first rank tells -> what is entered meanwhile.
+    """
+    return _train(run, None, stop_requested, recorded)
 
 
 def load_task(model: str, config: RunConfig, seed: int, origin: str) -> Task:
@@ -145,22 +164,52 @@ def reestimate(folder: Path, state: Mapping[str, Tensor], layers: Sequence[str])
         raise CheckpointError(f"the model of {folder} cannot be run here: {error}") from None
 
 
-def _train(run: RunDir, attempt: int, stop_requested: Callable[[], str | None]) -> Execution:
+def _train(
+    run: RunDir,
+    attempt: int | None,
+    stop_requested: Callable[[], str | None],
+    recorded: Callable[[int], AbstractContextManager[None]],
+) -> Execution:
+    from hpcstab.training.ranks import join_ranks, leave_ranks
+
+    ranks = join_ranks()
+    try:
+        number = ranks.of_first(attempt)
+        assert number is not None
+        with recorded(number):
+            return _train_as(ranks, run, number, stop_requested)
+    except RankLostError as error:
+        raise RankLostError(f"{error}{_who_ended(ranks, run)}") from error
+    finally:
+        leave_ranks()
+
+
+def _train_as(ranks: Ranks, run: RunDir, attempt: int, stop_requested: Callable[[], str | None]) -> Execution:
     from hpcstab.training.build import build_trainer
 
     identity = run.identity()
     model, config = read_config(run)
-    task = load_task(model, config, identity["seed"], str(run.config_yaml))
+    seed = identity["seed"]
+    task = load_task(model, config, seed, str(run.config_yaml))
     failure = [FailureCondition.model_validate(condition) for condition in identity["failure"]]
-    trainer = build_trainer(
-        task, config, run, identity["seed"], attempt, identity["compare"]["primary"], failure, stop_requested
-    )
+    primary = identity["compare"]["primary"]
+    trainer = build_trainer(task, config, run, seed, attempt, primary, failure, stop_requested, ranks)
     try:
         result = trainer.train()
     finally:
         trainer.tensorboard.close()
         trainer.records.close()
     return Execution(result.state, result.steps_gained, result.reason)
+
+
+def _who_ended(ranks: Ranks, run: RunDir) -> str:
+    """Which ranks are no more, as far as it can be seen from here, and where they said why."""
+    deadline = time.monotonic() + _LAST_WORDS_S
+    while not (ended := ranks.ended()) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+    attempt = max(run.attempt_numbers(), default=1)
+    logs = ", ".join(str(run.log(attempt, rank).relative_to(run.path)) for rank in ended or range(ranks.count))
+    return f"; rank {', '.join(map(str, ended))} has ended, see {logs}" if ended else f"; see {logs}"
 
 
 def _record_failure(run: RunDir, attempt: int, reason: str) -> None:

@@ -106,9 +106,13 @@ class RunDir:
     def attempt_json(self, number: int) -> Path:
         return self.attempts / f"{number:03d}.json"
 
-    def log(self, attempt: int) -> Path:
-        """stdout and stderr of one attempt."""
-        return self.logs / f"{attempt:03d}.log"
+    def log(self, attempt: int, rank: int = 0) -> Path:
+        """stdout and stderr of one attempt, or of one of its other ranks."""
+        return self.logs / (f"{attempt:03d}_rank{rank}.log" if rank else f"{attempt:03d}.log")
+
+    def logs_of(self, attempt: int) -> list[Path]:
+        """The logs of all its ranks so far."""
+        return [self.log(attempt), *sorted(self.logs.glob(f"{attempt:03d}_rank*.log"))]
 
     def attempt_numbers(self) -> list[int]:
         """Numbers of the attempts so far, ascending."""

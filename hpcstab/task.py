@@ -117,7 +117,11 @@ class TaskDataset(Protocol):
 
 
 class Task(Protocol):
-    """A model and its data, as the trainer sees them. Built as ``Task(config, seed)``."""
+    """A model and its data, as the trainer sees them. Built as ``Task(config, seed)``.
+
+    Where the loss is no mean over samples, an attribute ``joins_samples: tuple[str, ...]`` names what in it is none:
+    with several ranks that sees a share of a batch, and the report says so. BatchNorm is found without it.
+    """
 
     Config: ClassVar[type[RunConfig]]
     metrics: tuple[Metric, ...]

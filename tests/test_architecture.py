@@ -71,15 +71,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "cli": {*LINE, "data", "doctor", "execute", "rerun", "launch", "report", "explain", "housekeeping"},
 }
-HEAVY = {"torch", "pandas", "matplotlib", "scipy", "submitit", "PIL", "jinja2"}
+HEAVY = {"torch", "pandas", "matplotlib", "scipy", "submitit", "PIL", "jinja2", "nibabel", "nrrd", "monai"}
 HEAVY_ALLOWED: dict[str, set[str]] = {
     **{room: set() for room in LINE},
-    "data": {"torch", "scipy", "PIL"},
+    "data": {"torch", "scipy", "PIL", "nibabel", "nrrd"},
     "checkpoint": {"torch"},
     "stability": {"torch"},
     "doctor": {"torch"},
     "quality": {"torch"},
-    "models": {"torch"},
+    "models": {"torch", "monai"},
     "training": {"torch", "PIL"},
     "execute": {"torch"},
     "rerun": {"torch"},

@@ -52,11 +52,12 @@ def check(
 ) -> None:
     """The settings of a cluster, and whether it can be used from here (exit 1 where it cannot)."""
     from hpcstab.config import leaf_keys
-    from hpcstab.launch.clusters import gpus_per_run, load_cluster, parallel_runs, why_unusable
+    from hpcstab.launch.clusters import gpus_per_run, load_cluster, parallel_runs, ranks_per_run, why_unusable
 
     cluster = load_cluster(name, configs)
     reason = why_unusable(cluster)
-    here = None if reason else {"parallel_runs": parallel_runs(cluster), "gpus_per_run": gpus_per_run(cluster)}
+    shares = {"gpus_per_run": gpus_per_run(cluster), "ranks_per_run": ranks_per_run(cluster)}
+    here = None if reason else {"parallel_runs": parallel_runs(cluster), **shares}
     if as_json:
         print_json({**cluster.model_dump(mode="json"), "usable": reason is None, "why": reason, "here": here})
     else:
@@ -64,7 +65,8 @@ def check(
             ("setting", "value"), [(key, "null" if value is None else value) for key, value in leaf_keys(cluster)]
         )
         if here:
-            print(f"usable here: {here['parallel_runs']} runs at a time, {here['gpus_per_run']} GPUs a run")
+            share = f"{here['gpus_per_run']} GPUs and {here['ranks_per_run']} ranks a run"
+            print(f"usable here: {here['parallel_runs']} runs at a time, {share}")
         else:
             print(f"not usable here: {reason}")
     if reason:

@@ -25,6 +25,16 @@ ClusterName = Annotated[
     str | None,
     typer.Option("--cluster", help="Default: HPCSTAB_CLUSTER, else the Slurm here, else local.", show_default=False),
 ]
+Gpus = Annotated[
+    int | None,
+    typer.Option(
+        "--gpus",
+        min=0,
+        help="GPUs that train each run together, a process each; more than a node has: whole nodes. Default: the"
+        " campaign's, else the cluster's.",
+        show_default=False,
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be run; create nothing.")]
 Wait = Annotated[
     bool | None,
@@ -46,6 +56,7 @@ def launch(
     root: Path,
     configs: Path | None,
     *,
+    gpus: int | None,
     dry_run: bool,
     wait: bool | None,
     as_json: bool,
@@ -53,19 +64,22 @@ def launch(
     """Start what ``make_plan`` says for the cluster, (name of the campaign, its runs), wait for it and report.
 
     Raises:
+        ConfigError: the cluster cannot give a run so many ``gpus``.
         LaunchError: the cluster cannot be used from here, or no run was started.
         typer.Exit: 1 where a run failed, was lost or was stopped; 130 after Ctrl-C.
     """
-    from hpcstab.launch.clusters import choose_cluster, refuse_unusable
+    from hpcstab.launch.clusters import choose_cluster, ranks_per_run, refuse_unusable, with_gpus
+    from hpcstab.launch.submit import refuse_unequal_shares
     from hpcstab.launch.submit import submit as submit_runs
 
-    cluster = choose_cluster(cluster_name, configs)
+    cluster = with_gpus(choose_cluster(cluster_name, configs), gpus)
     why_not_here = None
     if dry_run:
         why_not_here = _why_not_here(cluster)
     else:
         refuse_unusable(cluster)
     name, planned = make_plan(cluster)
+    refuse_unequal_shares(planned, ranks_per_run(cluster))
     if why_not_here is None:
         _warn_of_hidden_folders(cluster, root)
     if dry_run:
@@ -106,7 +120,7 @@ def _show_plan(
     name: str, planned: list[PlannedRun], cluster: Cluster, root: Path, why_not_here: str | None, as_json: bool
 ) -> None:
     from hpcstab.cli.status import num_runs
-    from hpcstab.launch.clusters import gpus_per_run, parallel_runs
+    from hpcstab.launch.clusters import gpus_per_run, nodes_per_run, parallel_runs, ranks_per_run
     from hpcstab.launch.submit import shown_command, shown_script
 
     runs = [
@@ -119,6 +133,8 @@ def _show_plan(
         "parallel_runs": parallel_runs(cluster),
         "threads_per_run": cluster.threads_per_run,
         "gpus_per_run": gpus_per_run(cluster),
+        "ranks_per_run": ranks_per_run(cluster),
+        "nodes_per_run": nodes_per_run(cluster),
         "time_limit_min": cluster.time_limit_min,
         "usable": why_not_here is None,
         "why": why_not_here,
@@ -134,6 +150,12 @@ def _show_plan(
         return
     print_table(columns, runs)
     share = f"{cluster.threads_per_run} threads and {facts['gpus_per_run']} GPUs a run"
+    if facts["ranks_per_run"] > 1:
+        nodes = "one node" if facts["nodes_per_run"] == 1 else f"{facts['nodes_per_run']} nodes"
+        share = (
+            f"{facts['ranks_per_run']} ranks a run on {nodes}, {cluster.threads_per_run} threads and"
+            f" {'a GPU' if facts['gpus_per_run'] else 'no GPU'} each"
+        )
     limit = f"at most {cluster.time_limit_min} min each"
     print(f"{num_runs(len(runs))} on cluster '{cluster.name}': {facts['parallel_runs']} at a time, {share}, {limit}")
     print(shown)

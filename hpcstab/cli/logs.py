@@ -17,6 +17,7 @@ def logs(
     attempt: Annotated[
         int | None, typer.Option("--attempt", min=1, help="Which attempt. Default: the newest.", show_default=False)
     ] = None,
+    rank: Annotated[int, typer.Option("--rank", min=0, help="Of several ranks which; 0 writes the run's files.")] = 0,
     num_lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="So many of the last lines.")] = 40,
     root: Root = DEFAULT_ROOT,
 ) -> None:
@@ -27,7 +28,7 @@ def logs(
 
     run = find_run(name, root)
     try:
-        path = wait_for_log(run, attempt) if following else log_file(run, attempt)
+        path = wait_for_log(run, attempt, rank) if following else log_file(run, attempt, rank)
         if path is None:
             state = state_of(run)
             why = f": {state.detail}" if state.detail else ""

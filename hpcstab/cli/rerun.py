@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hpcstab.cli.launching import ClusterName, DryRun, Wait, launch
+from hpcstab.cli.launching import ClusterName, DryRun, Gpus, Wait, launch
 from hpcstab.cli.options import DEFAULT_ROOT, AsJson, Configs, Root, Settings
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def rerun(
     ] = None,
     settings: Settings = None,
     cluster_name: ClusterName = None,
+    gpus: Gpus = None,
     dry_run: DryRun = False,
     wait: Wait = None,
     root: Root = DEFAULT_ROOT,
@@ -63,4 +64,4 @@ def rerun(
             print(line, file=sys.stderr if as_json else sys.stdout)
         return rerun.planned.resolved.model, [rerun.planned]
 
-    launch(make_plan, cluster_name, root, configs, dry_run=dry_run, wait=wait, as_json=as_json)
+    launch(make_plan, cluster_name, root, configs, gpus=gpus, dry_run=dry_run, wait=wait, as_json=as_json)

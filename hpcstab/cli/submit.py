@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hpcstab.cli.launching import ClusterName, DryRun, Wait, launch
+from hpcstab.cli.launching import ClusterName, DryRun, Gpus, Wait, launch
 from hpcstab.cli.options import DEFAULT_ROOT, AsJson, Configs, Root, Scale, Settings
 from hpcstab.errors import ConfigError
 
@@ -27,6 +27,7 @@ def submit(
         str | None, typer.Option("--seeds", help="e.g. 0-2,7. Default: the cluster's.", show_default=False)
     ] = None,
     cluster_name: ClusterName = None,
+    gpus: Gpus = None,
     scale: Scale = None,
     settings: Settings = None,
     campaign: Annotated[
@@ -48,7 +49,14 @@ def submit(
     def make_plan(cluster: Cluster) -> tuple[str, list[PlannedRun]]:
         return _plan(model, campaign, variants, seeds, scale, settings, cluster, configs)
 
-    launch(make_plan, cluster_name, root, configs, dry_run=dry_run, wait=wait, as_json=as_json)
+    gpus = gpus if gpus is not None else _gpus_of(campaign, configs)
+    launch(make_plan, cluster_name, root, configs, gpus=gpus, dry_run=dry_run, wait=wait, as_json=as_json)
+
+
+def _gpus_of(campaign: str | None, configs: Path | None) -> int | None:
+    from hpcstab.campaign import load_campaign
+
+    return load_campaign(campaign, configs).gpus if campaign is not None else None
 
 
 def _plan(

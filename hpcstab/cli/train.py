@@ -14,6 +14,7 @@ from hpcstab.cli.show import split_target
 from hpcstab.errors import EXIT_BAD_NEWS, ConfigError
 
 if TYPE_CHECKING:
+    from hpcstab.launch.clusters import Cluster
     from hpcstab.rundir import RunDir
 
 
@@ -33,11 +34,13 @@ def train(
 ) -> None:
     """Train one run here, in this process; a diverged run is a result (exit 0).
 
-    Scale and threads are those of a job on the cluster that `submit` would take; OMP_NUM_THREADS overrides.
+    Scale, threads and ranks are those of a job on the cluster that `submit` would take; OMP_NUM_THREADS overrides, and
+    --resume takes as many ranks as the run had.
     """
     from hpcstab.launch.attempt import run_attempt
     from hpcstab.launch.clusters import choose_cluster
-    from hpcstab.launch.machine import gpu_devices, thread_variables
+    from hpcstab.launch.machine import thread_variables
+    from hpcstab.launch.rank_processes import other_ranks
     from hpcstab.launch.signals import StopSignals
 
     cluster = choose_cluster(None, configs)
@@ -52,11 +55,34 @@ def train(
     else:
         run = _new_run(target or "", seed, scale or cluster.default_scale, settings or [], root, configs)
     print(f"run {run.path}")
+    ranks, devices = _share_of_this_machine(run, cluster)
+    threads = int(os.environ["OMP_NUM_THREADS"])
     with StopSignals() as signals:
-        execution = run_attempt(run, {"devices": (gpu_devices() or [])[:1]}, signals.requested)  # it trains on one
+        execution = run_attempt(
+            run,
+            {"devices": devices, "ranks": ranks},
+            signals.requested,
+            lambda attempt: other_ranks(run, attempt, ranks, threads, devices),
+        )
     print(f"{execution.state}: {execution.reason}")
     if execution.state in ("failed", "stopped"):
         raise typer.Exit(EXIT_BAD_NEWS)
+
+
+def _share_of_this_machine(run: RunDir, cluster: Cluster) -> tuple[int, list[str]]:
+    """(ranks, GPUs): as many as the run had, else as a job on the cluster gets; a GPU for each rank or none."""
+    from hpcstab.launch.clusters import ranks_per_run
+    from hpcstab.launch.machine import gpu_devices
+    from hpcstab.rundir import read_attempts
+
+    ranks = next((attempt["ranks"] for attempt in reversed(read_attempts(run)) if "ranks" in attempt), None)
+    here = gpu_devices() or []
+    if ranks is None:
+        ranks = ranks_per_run(cluster)
+        ranks = min(ranks, len(here)) if here else ranks
+    if here and ranks > len(here):
+        raise ConfigError(f"{run.run_id} had {ranks} ranks, a GPU each; here are {len(here)} GPUs")
+    return ranks, here[:ranks]
 
 
 def _new_run(target: str, seed: int, scale: str, settings: list[str], root: Path, configs: Path | None) -> RunDir:

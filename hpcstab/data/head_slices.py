@@ -41,7 +41,7 @@ def head_slices(size: int, train_fraction: float = 0.8, directions: Sequence[Dir
             f"head slices of {size} pixels a side were asked for; 256 divided by a whole number is possible"
         )
     source = SOURCES["pycortex"]
-    scan = read_scan(read_member(source, "raw.nii.gz"), "raw.nii.gz")
+    scan = read_scan(read_member(source, "raw.nii.gz"), "raw.nii.gz").voxels
     parts = [_split(scan, direction, size, train_fraction) for direction in directions]
     facts: dict[str, int | float | str] = {
         "source": f"{', '.join(directions)} slices of one head, {source.release}",

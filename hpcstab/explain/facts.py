@@ -118,7 +118,7 @@ def gather(run: RunDir, now: float, written: WrittenDown | None = None) -> Facts
 
     state = answer(seen, now, written.answers)
     status = seen.status or {}
-    logs = [run.log(attempt) for attempt in run.attempt_numbers()[-1:]]
+    logs = [log for attempt in run.attempt_numbers()[-1:] for log in run.logs_of(attempt)]
     raw = raw_logs(run.path.parents[2], ledger, job) if ledger and job else []
     return Facts(
         run=run,

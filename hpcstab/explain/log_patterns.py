@@ -151,7 +151,14 @@ PATTERNS: tuple[Pattern, ...] = (
         "hanging",
         "guess",
         "communication between ranks broke: another rank has ended, or the network",
-        (b"NCCL error", b"ncclInternalError", b"ncclSystemError", b"ncclRemoteError", b"Connection closed by peer"),
+        (
+            b"has lost contact with the others",
+            b"NCCL error",
+            b"ncclInternalError",
+            b"ncclSystemError",
+            b"ncclRemoteError",
+            b"Connection closed by peer",
+        ),
     ),
     Pattern(
         "data_error",

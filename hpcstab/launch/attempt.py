@@ -6,6 +6,7 @@ import contextlib
 import faulthandler
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from hpcstab.errors import HpcstabError, RunError
@@ -22,13 +23,15 @@ def run_attempt(
     run: RunDir,
     facts: Mapping[str, Any] | None = None,
     stop_requested: Callable[[], str | None] = lambda: None,
+    beside: Callable[[int], AbstractContextManager[None]] = lambda attempt: contextlib.nullcontext(),
 ) -> Execution:
-    """Train one attempt and record it.
+    """Train one attempt and record it; of several ranks as the first one.
 
     Args:
         run: a complete run folder.
-        facts: what the caller knows beyond the process: job id, slot, threads, devices.
+        facts: what the caller knows beyond the process: job id, slot, threads, devices, ranks.
         stop_requested: why to stop, None as long as there is no reason; the first reason must stay.
+        beside: number of the attempt -> what is entered while it trains: the other ranks.
 
     Raises:
         HpcstabError: no record of the attempt could be made, or its run cannot be trained.
@@ -40,7 +43,8 @@ def run_attempt(
     try:
         with teed_to(run.log(attempt)):
             print(f"attempt {attempt} of {run.run_id} on {process.host}, process {process.pid}")
-            execution = _execute(run, attempt, stop_requested)
+            with beside(attempt):
+                execution = _execute(run, attempt, stop_requested)
             reason = (stop_requested() or "stopped") if execution.state == "stopped" else execution.state
             print(f"attempt {attempt} ended: {reason}, {execution.steps_gained} steps")
     except BaseException as error:

@@ -56,7 +56,10 @@ Line = Annotated[str, AfterValidator(_printable)]
 
 
 class SlurmSettings(Section):
-    """What reaches ``sbatch``. ``gpus_per_node``: what a node has; null leaves an option out."""
+    """What reaches ``sbatch``. ``gpus_per_node``: what a node has; null leaves an option out.
+
+    ``cpus_per_task`` and ``mem_gib`` are those of one rank of a run, which is one GPU's share of a node.
+    """
 
     partition: Token
     account: Token | None
@@ -72,7 +75,9 @@ class Cluster(Section):
     """One place to train, complete.
 
     ``max_parallel`` auto: as many runs as there are cores for them, and with GPUs one for each share of
-    ``gpus_per_run``. ``gpus_per_run`` auto: one where there are any. ``time_limit_min`` counts from
+    ``gpus_per_run``. ``gpus_per_run`` auto: one where there are any; more than a node has are whole nodes. Each GPU of
+    a run has a process of its own, a rank; ``ranks_per_run`` is for runs without GPUs, several ranks on cores (auto:
+    one). ``threads_per_run``: of each rank. ``time_limit_min`` counts from
     when a run starts, not from when it is queued.
     """
 
@@ -84,6 +89,7 @@ class Cluster(Section):
     max_parallel: Annotated[int | Literal["auto"], _count_or_auto(1)]
     threads_per_run: int = Field(ge=1)
     gpus_per_run: Annotated[int | Literal["auto"], _count_or_auto(0)]
+    ranks_per_run: Annotated[int | Literal["auto"], _count_or_auto(1)] = "auto"
     time_limit_min: int = Field(ge=1)
     slurm: SlurmSettings | None
 
@@ -91,6 +97,18 @@ class Cluster(Section):
     def _settings_of_its_executor(self) -> Cluster:
         if (self.executor == "slurm") != (self.slurm is not None):
             raise ValueError(f"executor {self.executor} {'needs' if self.slurm is None else 'has no'} section 'slurm'")
+        return self
+
+    @model_validator(mode="after")
+    def _a_gpu_for_each_rank(self) -> Cluster:
+        gpus = self.gpus_per_run
+        if gpus == "auto" or gpus == 0:
+            return self
+        if self.ranks_per_run not in ("auto", gpus):
+            raise ValueError(f"got ranks_per_run {self.ranks_per_run} and gpus_per_run {gpus}; each rank has one GPU")
+        per_node = self.slurm.gpus_per_node if self.slurm is not None else 0
+        if per_node and gpus > per_node and gpus % per_node:
+            raise ValueError(f"got gpus_per_run {gpus}; beyond one node whole nodes, multiples of {per_node}")
         return self
 
 
@@ -190,7 +208,8 @@ def refusal(cluster: Cluster) -> LaunchError | None:
 def _why_local_refuses(cluster: Cluster) -> str | None:
     available = len(gpu_devices() or ())
     if cluster.gpus_per_run != "auto" and cluster.gpus_per_run > available:
-        return f"cluster '{cluster.name}' asks for {cluster.gpus_per_run} GPUs a run; here are {available}"
+        several = "; ranks_per_run in its file is for several ranks on cores" if not available else ""
+        return f"cluster '{cluster.name}' asks for {cluster.gpus_per_run} GPUs a run; here are {available}{several}"
     return None
 
 
@@ -210,13 +229,39 @@ def gpus_per_run(cluster: Cluster) -> int:
     return 1 if gpu_devices() else 0
 
 
+def with_gpus(cluster: Cluster, gpus: int | None) -> Cluster:
+    """The cluster with so many GPUs for each run; None: as its file says.
+
+    Raises:
+        ConfigError: its nodes cannot give so many.
+    """
+    if gpus is None:
+        return cluster
+    values = cluster.model_dump() | {"gpus_per_run": gpus, "ranks_per_run": "auto"}
+    return validate_section(Cluster, values, f"--gpus {gpus} on cluster '{cluster.name}'")
+
+
+def ranks_per_run(cluster: Cluster) -> int:
+    """Processes that train a run together: one for each of its GPUs."""
+    if gpus := gpus_per_run(cluster):
+        return gpus
+    return 1 if cluster.ranks_per_run == "auto" else cluster.ranks_per_run
+
+
+def nodes_per_run(cluster: Cluster) -> int:
+    """Nodes that a run spans: as many as its GPUs fill."""
+    if cluster.slurm is None or not cluster.slurm.gpus_per_node:
+        return 1
+    return max(1, gpus_per_run(cluster) // cluster.slurm.gpus_per_node)
+
+
 def parallel_runs(cluster: Cluster) -> int:
     """How many runs train at a time, on this machine or of an array, at least 1."""
     if cluster.max_parallel != "auto":
         return cluster.max_parallel
     if cluster.slurm is not None:
         return _AS_MANY_AS_SLURM_STARTS
-    limit = num_cores() // cluster.threads_per_run
+    limit = num_cores() // (cluster.threads_per_run * ranks_per_run(cluster))
     if gpus := gpus_per_run(cluster):
         limit = min(limit, len(gpu_devices() or ()) // gpus)
     return max(1, limit)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from hpcstab.launch import slurm_job
 from hpcstab.launch.attempt import run_attempt
 from hpcstab.launch.ledger import updating
 from hpcstab.launch.machine import thread_variables
+from hpcstab.launch.output import teed_to
+from hpcstab.launch.rank import train_beside
+from hpcstab.launch.rank_processes import other_ranks
 from hpcstab.launch.signals import StoppedError, StopSignals
 from hpcstab.launch.slots import slot
 from hpcstab.rundir import RunDir
@@ -55,6 +59,12 @@ def _run_on_slurm(run: RunDir, ledger: Ledger, index: int, signal_lead_s: float,
     threads = ledger.resources.threads_per_run
     os.environ.update(thread_variables(threads))
     facts = {"campaign": ledger.campaign, "threads": threads, **slurm_job.facts()}
+    rank = slurm_job.take_rank()
+    if rank:
+        state = train_beside(run, signals.requested, lambda attempt: teed_to(run.log(attempt, rank)))
+        if state == "stopped":
+            slurm_job.wait_for_the_end()
+        return state
     state = _recorded(run, facts, signals)
     if state == "stopped":
         slurm_job.end_after_stop(signal_lead_s)
@@ -78,21 +88,28 @@ def _attempt(run: RunDir, ledger: Ledger, index: int, number: int, signals: Stop
     resources = ledger.resources
     os.environ.update(thread_variables(resources.threads_per_run))
     devices = _take_devices(resources, number)
+    ranks, threads = resources.ranks_per_run, resources.threads_per_run
     facts = {
         "campaign": ledger.campaign,
         "job_id": ledger.jobs[index].job_id,
         "slot": number,
-        "threads": resources.threads_per_run,
+        "threads": threads,
         "devices": devices,
+        "ranks": ranks,
     }
     with _limited_to(resources.time_limit_s, signals):
-        return _recorded(run, facts, signals)
+        return _recorded(run, facts, signals, lambda attempt: other_ranks(run, attempt, ranks, threads, devices))
 
 
-def _recorded(run: RunDir, facts: Mapping[str, Any], signals: StopSignals) -> str:
+def _recorded(
+    run: RunDir,
+    facts: Mapping[str, Any],
+    signals: StopSignals,
+    beside: Callable[[int], AbstractContextManager[None]] = lambda attempt: contextlib.nullcontext(),
+) -> str:
     """One attempt; its state, unless it failed."""
     try:
-        state = run_attempt(run, facts, signals.requested).state
+        state = run_attempt(run, facts, signals.requested, beside).state
     except HpcstabError as error:
         print(f"hpcstab: {error}")  # into submitit's log: the run's own may be what cannot be written
         raise SystemExit(error.exit_code) from None

@@ -16,25 +16,27 @@ from hpcstab.state.ledger import find_job, ledger_path, raw_logs, submission_fol
 _POLL_S = 0.3
 
 
-def log_file(run: RunDir, attempt: int | None = None) -> Path | None:
-    """The file with what an attempt printed, the newest where None; None where nothing was printed yet.
+def log_file(run: RunDir, attempt: int | None = None, rank: int = 0) -> Path | None:
+    """The file with what a rank of an attempt printed, the newest where None; None where nothing was printed yet.
 
     Raises:
-        RunError: there is no such attempt.
+        RunError: there is no such attempt, or it had no such rank.
     """
     numbers = run.attempt_numbers()
     if attempt is not None and attempt not in numbers:
         known = ", ".join(map(str, numbers)) or "none"
         raise RunError(f"{run.run_id}: no attempt {attempt}; there are: {known}", exit_code=EXIT_WRONG_REQUEST)
-    candidates = [run.log(attempt or numbers[-1])] if numbers else _raw_logs(run)
+    if rank and not (numbers and run.log(attempt or numbers[-1], rank).exists()):
+        raise RunError(f"{run.run_id}: no log of rank {rank}; a run on one rank has none", exit_code=EXIT_WRONG_REQUEST)
+    candidates = [run.log(attempt or numbers[-1], rank)] if numbers else _raw_logs(run)
     return next((path for path in candidates if path.is_file() and path.stat().st_size), None)
 
 
-def wait_for_log(run: RunDir, attempt: int | None = None) -> Path | None:
+def wait_for_log(run: RunDir, attempt: int | None = None, rank: int = 0) -> Path | None:
     """The same, once there is one; None where the run ended without."""
     while True:
         ended = not state_of(run).is_open
-        path = log_file(run, attempt)
+        path = log_file(run, attempt, rank)
         if path is not None or ended:
             return path
         time.sleep(_POLL_S)

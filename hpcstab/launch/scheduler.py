@@ -118,6 +118,14 @@ def node_addresses(partition: str) -> list[str]:
     return _ask("sinfo", "-h", "-p", partition, "-o", "%n %o").split()
 
 
+def node_address(node: str) -> str:
+    """Where Slurm reaches a node: its NodeAddr."""
+    address = _fields(_ask("scontrol", "-o", "show", "node", node)).get("NodeAddr")
+    if not address:
+        raise LaunchError(f"Slurm does not say at which address node '{node}' is")
+    return address
+
+
 def ping() -> None:
     """Raise a LaunchError where there is no Slurm here or its controller does not answer in 5 s."""
     done = _run("scontrol", "ping", limit_s=_PING_S)

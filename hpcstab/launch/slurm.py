@@ -92,16 +92,17 @@ def _work_file(path: Path, index: str) -> Path:
 def _parameters(path: Path, ledger: Ledger) -> dict[str, Any]:
     slurm = ledger.slurm
     assert slurm is not None
+    ranks_per_node = ledger.resources.ranks_per_run // slurm.nodes
     return {
         "job_name": ledger.campaign,
         "partition": slurm.partition,
         "account": slurm.account,
         "gres": slurm.gres,
         "constraint": slurm.constraint,
-        "nodes": 1,
-        "ntasks_per_node": 1,
+        "nodes": slurm.nodes,
+        "ntasks_per_node": ranks_per_node,
         "cpus_per_task": slurm.cpus_per_task,
-        "mem": f"{slurm.mem_gib}G",
+        "mem": f"{slurm.mem_gib * ranks_per_node}G",
         "time": int(ledger.resources.time_limit_s // 60),
         "signal_delay_s": slurm.signal_lead_s,
         "array_parallelism": ledger.resources.parallel_runs,
@@ -109,8 +110,10 @@ def _parameters(path: Path, ledger: Ledger) -> dict[str, Any]:
         "additional_parameters": {"requeue": True},
         "stderr_to_stdout": True,  # one raw log: what a job that died said last is not in the other file
         "setup": _setup(path, ledger.resources.threads_per_run),
-        # since 22.05 srun does not take it over from the job
-        "srun_args": [f"--cpus-per-task={slurm.cpus_per_task}"],
+        "srun_args": [
+            f"--cpus-per-task={slurm.cpus_per_task}",  # since 22.05 srun does not take it over from the job
+            *(["--kill-on-bad-exit=1"] if ledger.resources.ranks_per_run > 1 else []),  # the others would only wait
+        ],
     }
 
 

@@ -8,9 +8,12 @@ cancelled comes back. So it asks in one case alone, near its time limit, and els
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 from typing import Any
+
+import submitit.helpers
 
 from hpcstab.errors import LaunchError
 from hpcstab.launch import scheduler
@@ -25,16 +28,56 @@ def job_id() -> str:
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
 
 
+def take_rank() -> int:
+    """This task's rank among those that srun started; of several it takes its GPU, and where they meet."""
+    own = submitit.JobEnvironment()
+    if own.num_tasks == 1:
+        return 0
+    port = submitit.helpers.TorchDistributedEnvironment().master_port  # the same on all ranks: from the job's id
+    os.environ.update(
+        RANK=str(own.global_rank),
+        WORLD_SIZE=str(own.num_tasks),
+        MASTER_ADDR=_address(own.hostnames[0]),
+        MASTER_PORT=str(port),
+    )
+    if devices := _visible():
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices[own.local_rank % len(devices)]
+    return int(own.global_rank)
+
+
+def _address(node: str) -> str:
+    """A node's name where it is a host's as well, else where Slurm reaches it."""
+    try:
+        socket.getaddrinfo(node, None)
+    except OSError:
+        return scheduler.node_address(node)
+    return node
+
+
+def _visible() -> list[str]:
+    return [device for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]
+
+
 def facts() -> dict[str, Any]:
-    """For the record of the attempt; a device that Slurm names need not work."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    """For the record of the attempt; a device that Slurm names need not work. To be asked before :func:`take_rank`."""
+    own = submitit.JobEnvironment()
+    nodes = own.hostnames
+    devices = _visible() if len(nodes) == 1 else [f"{node}:{device}" for node in nodes for device in _visible()]
     return {
         "job_id": job_id(),
         "restart_count": int(os.environ.get("SLURM_RESTART_COUNT") or 0),
         "partition": os.environ.get("SLURM_JOB_PARTITION"),
-        "devices": [device for device in visible.split(",") if device],
+        "devices": devices,
+        "ranks": own.num_tasks,
+        **({"nodes": nodes} if len(nodes) > 1 else {}),
         **({"node": os.environ["SLURMD_NODENAME"]} if "SLURMD_NODENAME" in os.environ else {}),
     }
+
+
+def wait_for_the_end() -> None:
+    """What another rank does after a stop request: the first one decides, and this one must not end before it."""
+    while True:
+        time.sleep(_ASK_EVERY_S)
 
 
 def end_after_stop(signal_lead_s: float) -> None:

@@ -9,9 +9,16 @@ import time
 from pathlib import Path
 
 from hpcstab.campaign import PlannedRun
-from hpcstab.errors import EXIT_WRONG_REQUEST, LaunchError
+from hpcstab.errors import EXIT_WRONG_REQUEST, ConfigError, LaunchError
 from hpcstab.launch import scheduler
-from hpcstab.launch.clusters import Cluster, gpus_per_run, parallel_runs, refuse_unusable
+from hpcstab.launch.clusters import (
+    Cluster,
+    gpus_per_run,
+    nodes_per_run,
+    parallel_runs,
+    ranks_per_run,
+    refuse_unusable,
+)
 from hpcstab.launch.folders import RunFolders
 from hpcstab.launch.ledger import claim_campaign, write_ledger
 from hpcstab.launch.machine import gpu_devices, thread_variables
@@ -65,6 +72,23 @@ def submit(
         raise
 
 
+def refuse_unequal_shares(planned: list[PlannedRun], num_ranks: int) -> None:
+    """Refuse batches that the ranks of a run cannot share equally, before anything is queued.
+
+    Raises:
+        ConfigError: names the run and the size.
+    """
+    for run in planned:
+        config = run.resolved.config
+        parts = num_ranks * config.trainer.micro_batches
+        if num_ranks > 1 and config.data.batch_size % parts:
+            raise ConfigError(
+                f"{run.resolved.model}@{run.resolved.label}: data.batch_size {config.data.batch_size} cannot be shared"
+                f" equally by {num_ranks} ranks with {config.trainer.micro_batches} trainer.micro_batches each; a"
+                f" multiple of {parts} can: --set data.batch_size={parts}"
+            )
+
+
 def shown_command(root: Path, name: str, cluster: Cluster) -> str:
     """What ``submit`` would run on this machine, as a shell would take it."""
     path = ledger_path(_checked(root), f"{name}_YYYYMMDD_HHMMSS")
@@ -104,6 +128,7 @@ def _intent(campaign: str, cluster: Cluster, run_ids: list[str], request: tuple[
             parallel_runs=parallel_runs(cluster),
             threads_per_run=cluster.threads_per_run,
             gpus_per_run=count,
+            ranks_per_run=ranks_per_run(cluster),
             devices=None if cluster.slurm else gpu_devices(),  # Slurm shows a job its own
             time_limit_s=60 * cluster.time_limit_min,
         ),
@@ -116,11 +141,13 @@ def _slurm(cluster: Cluster, num_gpus: int) -> Slurm | None:
     settings = cluster.slurm
     if settings is None:
         return None
+    nodes = nodes_per_run(cluster)
     return Slurm(
         partition=settings.partition,
         account=settings.account,
-        gres=f"{settings.gres}:{num_gpus}" if num_gpus else None,
+        gres=f"{settings.gres}:{num_gpus // nodes}" if num_gpus else None,
         constraint=settings.constraint,
+        nodes=nodes,
         cpus_per_task=settings.cpus_per_task,
         mem_gib=settings.mem_gib,
         signal_lead_s=settings.signal_lead_s,

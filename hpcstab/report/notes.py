@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from hpcstab.report.compare import ALPHA, Pairing, failure_rate_bound, smallest_p
 from hpcstab.report.differences import ConfigDifference, config_differences, declared_flaws
 from hpcstab.report.lineage import lineage_notes
+from hpcstab.report.ranks import rank_notes
 from hpcstab.report.record import DATA_UPKEEP
 from hpcstab.report.sections import Section, declared_digest
 from hpcstab.report.words import printable
@@ -20,6 +21,7 @@ def certainty_notes(section: Section, pairings: Sequence[Pairing]) -> list[str]:
         *_pairing_notes(pairings),
         *_fairness_notes(section),
         *declared_flaws(section),
+        *rank_notes(section),
         *_record_notes(section),
     ]
     return [f"{note}." for note in notes]

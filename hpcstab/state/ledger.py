@@ -42,11 +42,15 @@ class Job(_Record):
 
 
 class Resources(_Record):
-    """What the jobs may use; ``devices`` None: there are no GPUs, and nothing is hidden."""
+    """What the jobs may use; ``devices`` None: there are no GPUs, and nothing is hidden.
+
+    ``threads_per_run``: of each of the ``ranks_per_run`` processes of a run.
+    """
 
     parallel_runs: int
     threads_per_run: int
     gpus_per_run: int
+    ranks_per_run: int = 1
     devices: list[str] | None
     time_limit_s: float
 
@@ -54,7 +58,8 @@ class Resources(_Record):
 class Slurm(_Record):
     """What the jobs of a Slurm cluster were submitted with, so that what was queued can be read afterwards.
 
-    ``cluster_name`` (Slurm's own) and ``uid``: whose queue must name the jobs; None in ledgers older than these keys.
+    ``gres`` of a node; ``nodes`` of one job; ``cpus_per_task`` and ``mem_gib`` of one rank. ``cluster_name`` (Slurm's
+    own) and ``uid``: whose queue must name the jobs; None in ledgers older than these keys.
     """
 
     cluster_name: str | None = None
@@ -63,6 +68,7 @@ class Slurm(_Record):
     account: str | None
     gres: str | None
     constraint: str | None
+    nodes: int = 1
     cpus_per_task: int
     mem_gib: int
     signal_lead_s: int
@@ -95,9 +101,11 @@ def submission_folder(path: Path) -> Path:
 
 
 def raw_logs(root: Path, ledger: Ledger, job: Job) -> list[Path]:
-    """What submitit catches of a job's stderr and stdout, outside of the logs of its attempts."""
+    """What submitit catches of a job's stderr and stdout, of each of its ranks, outside of the logs of its attempts."""
     folder = submission_folder(ledger_path(root, ledger.campaign))
-    return [folder / f"{job.job_id}_0_log.{stream}" for stream in ("err", "out")] if job.job_id else []
+    ranks = range(ledger.resources.ranks_per_run if ledger.slurm else 1)
+    names = [f"{job.job_id}_{rank}_log.{stream}" for rank in ranks for stream in ("err", "out")]
+    return [folder / name for name in names] if job.job_id else []
 
 
 def read_ledger(path: Path) -> Ledger:

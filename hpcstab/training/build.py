@@ -26,7 +26,7 @@ from hpcstab.training.guarding import build_guarding
 from hpcstab.training.objective import Objective
 from hpcstab.training.optimizers import build_optimizer
 from hpcstab.training.precision import pick_device, set_tf32
-from hpcstab.training.ranks import join_ranks
+from hpcstab.training.ranks import Ranks, check_shares, join_ranks
 from hpcstab.training.records import Records
 from hpcstab.training.saving import Saver
 from hpcstab.training.step import StepRunner
@@ -46,8 +46,9 @@ def build_trainer(  # noqa: PLR0913 - the composition root hands over all parts 
     primary: str,
     failure: Sequence[FailureCondition] = (),
     stop_requested: Callable[[], str | None] = lambda: None,
+    ranks: Ranks | None = None,
 ) -> Trainer:
-    """Network, data order, optimizer and records of one attempt.
+    """Network, data order, optimizer and records of one attempt; ``ranks`` None: those that the launcher started.
 
     Raises:
         ConfigError: the task or its config cannot be trained; says why.
@@ -56,7 +57,8 @@ def build_trainer(  # noqa: PLR0913 - the composition root hands over all parts 
     set_tf32(config.precision)
     check_task(task, config, primary)
     network = build_network(task, config, seed, device)
-    ranks = join_ranks(config.data.batch_size, config.trainer.micro_batches)
+    ranks = ranks or join_ranks()
+    check_shares(config.data.batch_size, config.trainer.micro_batches, ranks.count)
     batches = TrainingBatches(task.dataset("train"), config.data, seed, ranks)
     cadence = build_cadence(config, batches.steps_per_epoch)
     header = metrics_header(task.loss_term_names, task.diagnostics)

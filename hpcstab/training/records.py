@@ -76,24 +76,26 @@ class Records:
         }
 
     def write_task(self, task: Task) -> None:
-        """task.json, once, before step 0."""
-        if self._run.task_json.exists() or not self._writes:
+        """task.json, once, before step 0.
+
+        Ranks that do not write measure the baselines all the same: they would wait for it longer than their patience.
+        """
+        if self._run.task_json.exists():
             return
-        write_json(
-            self._run.task_json,
-            {
-                "metrics": [vars(metric) for metric in task.metrics],
-                "loss_terms": list(task.loss_term_names),
-                "diagnostics": list(task.diagnostics),
-                "baselines": {
-                    "validation": [
-                        {"name": baseline.name, "role": baseline.role, "scores": dict(baseline.scores)}
-                        for baseline in task.baselines()
-                    ]
-                },
-                "data": dict(task.data_facts()),
+        facts = {
+            "metrics": [vars(metric) for metric in task.metrics],
+            "loss_terms": list(task.loss_term_names),
+            "diagnostics": list(task.diagnostics),
+            "baselines": {
+                "validation": [
+                    {"name": baseline.name, "role": baseline.role, "scores": dict(baseline.scores)}
+                    for baseline in task.baselines()
+                ]
             },
-        )
+            "data": dict(task.data_facts()),
+        }
+        if self._writes:
+            write_json(self._run.task_json, facts)
 
     def status(self, **changes: Any) -> None:
         """Change the status in memory; :meth:`heartbeat` brings it to disk."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpcstab.checkpoint import CheckpointStore, Restored
 from hpcstab.errors import CheckpointError
+from hpcstab.training.ranks import shares_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,6 +43,9 @@ def facts_of(trainer: Trainer) -> dict[str, Any]:
         "update": trainer.update,
         "attempt": trainer.records.attempt,
         "world_size": trainer.ranks.count,
+        "seed": trainer.seed,
+        "lr": trainer.config.optimizer.lr,
+        **shares_of(trainer.config, trainer.ranks.count),
         "scheduled": trainer.step == 0 or trainer.cadence.saves_before(trainer.step),
         "evaluation": evaluation if evaluation and evaluation["step"] == trainer.step else None,
     }

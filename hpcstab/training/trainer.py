@@ -33,7 +33,7 @@ from hpcstab.training.guarding import Guarding, answer_empty_evaluation, answer_
 from hpcstab.training.optimizers import learning_rate
 from hpcstab.training.pictures import save_samples
 from hpcstab.training.precision import device_facts
-from hpcstab.training.ranks import Ranks
+from hpcstab.training.ranks import Ranks, shares_of, what_joins_samples
 from hpcstab.training.recording import record, record_held, record_refusal, record_the_rest
 from hpcstab.training.records import Records
 from hpcstab.training.recovery import recover
@@ -109,7 +109,10 @@ class Trainer:
         self._was_restored = restore_state(self)
         self._first_step = self.step
         self.records.status(first_step=self._first_step)
-        self.records.events.write("train_start", self.step, self.update, **device_facts(self.device))
+        shares: dict[str, Any] = {**shares_of(self.config, self.ranks.count)}
+        if self.ranks.count > 1:
+            shares["joins_samples"] = what_joins_samples(self.task, self.network)
+        self.records.events.write("train_start", self.step, self.update, **device_facts(self.device), **shares)
         self.records.heartbeat(now=True)
         if self.guarding is not None and not self._was_restored:
             save_state(self)  # there is always something to go back to

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
+import nibabel
 import numpy as np
 import pytest
 from PIL import Image
@@ -86,15 +87,8 @@ def record(content: bytes) -> bytes:
 
 def nifti(voxels: np.ndarray, affine: np.ndarray) -> bytes:  # type: ignore[type-arg]
     """A compressed NIfTI-1 scan of uint8 with this affine (3, 4)."""
-    header = bytearray(352)
-    header[0:4] = struct.pack("<i", 348)
-    header[40:56] = struct.pack("<8h", 3, *voxels.shape, 1, 1, 1, 1)
-    header[70:74] = struct.pack("<2h", 2, 8)
-    header[108:120] = struct.pack("<3f", 352, 0, 0)
-    header[252:256] = struct.pack("<2h", 0, 1)
-    header[280:328] = affine.astype("<f4").tobytes()
-    header[344:348] = b"n+1\0"
-    return gzip.compress(bytes(header) + voxels.astype(np.uint8).tobytes(order="F"), compresslevel=1)
+    image = nibabel.Nifti1Image(voxels.astype(np.uint8), np.vstack([affine, [0, 0, 0, 1]]).astype(np.float64))
+    return gzip.compress(image.to_bytes(), compresslevel=1)
 
 
 def picture(pixels: np.ndarray, kind: str = "PNG") -> bytes:  # type: ignore[type-arg]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import io
+import struct
 
+import nibabel
 import numpy as np
 import pytest
 from scipy.io import netcdf_file
@@ -71,14 +73,34 @@ def test_a_scan_is_turned_to_the_axes_of_the_body() -> None:
     voxels = np.flip(body.transpose(0, 2, 1), (0, 1))
     affine = np.array([[-1, 0, 0, 9], [0, 0, 1, 9], [0, -1, 0, 9]])
     content = nifti(voxels, affine)
-    np.testing.assert_array_equal(read_scan(content, "s"), body)
+    scan = read_scan(content, "s")
+    np.testing.assert_array_equal(scan.voxels, body)
+    assert scan.voxels.dtype == np.uint8
+    np.testing.assert_array_equal(scan.affine[:3, :3], np.eye(3))
+    np.testing.assert_array_equal(scan.affine[:3, 3], affine @ [2, 4, 0, 1])  # the first voxel's place
+    assert scan.spacing_mm == (1.0, 1.0, 1.0)
     with pytest.raises(DataError, match="s: cannot be decompressed"):
         read_scan(content[:-20], "s")
     with pytest.raises(DataError, match="is cut short, it has not the 3 x 5 x 4 voxels"):
         read_scan(gzip.decompress(content)[:-1], "s")
-    with pytest.raises(DataError, match="no NIfTI-1 file"):
-        read_scan(bytes(400), "s")
-    wrong = bytearray(gzip.decompress(content))
-    wrong[70] = 4  # int16
-    with pytest.raises(DataError, match="data type 4"):
-        read_scan(bytes(wrong), "s")
+    for damaged in (bytes(400), b"text", gzip.decompress(content)[:300]):
+        with pytest.raises(DataError, match="s: is no NIfTI file"):
+            read_scan(damaged, "s")
+    with pytest.raises(DataError, match="has 4 axes"):
+        read_scan(_changed(content, 40, struct.pack("<5h", 4, 3, 5, 2, 2)), "s")
+    with pytest.raises(DataError, match="does not say where it lies"):
+        read_scan(_changed(content, 252, bytes(4)), "s")
+
+
+def test_a_scan_of_another_type_is_scaled_as_its_header_says() -> None:
+    image = nibabel.Nifti2Image(np.arange(24, dtype=np.int16).reshape(2, 3, 4), np.diag([2.0, 2.0, 3.0, 1.0]))
+    image.header.set_slope_inter(0.5, -1.0)
+    scan = read_scan(image.to_bytes(), "s")
+    np.testing.assert_array_equal(scan.voxels, np.arange(24).reshape(2, 3, 4) * 0.5 - 1.0)
+    assert scan.spacing_mm == (2.0, 2.0, 3.0)
+
+
+def _changed(content: bytes, place: int, instead: bytes) -> bytes:
+    raw = bytearray(gzip.decompress(content))
+    raw[place : place + len(instead)] = instead
+    return bytes(raw)

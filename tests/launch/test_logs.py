@@ -67,3 +67,14 @@ def test_an_attempt_that_does_not_exist(submit_fake: Submit, root: Path) -> None
     with pytest.raises(RunError, match="no attempt 2; there are: 1") as caught:
         log_file(run, 2)
     assert caught.value.exit_code == 2
+
+
+def test_each_rank_has_a_log_of_its_own(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "swae3d" / "before" / "20261126_120000_s0_00000000")
+    for path in (run.attempt_json(1), run.log(1), run.log(1, 3)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    assert log_file(run, rank=3) == run.logs / "001_rank3.log"
+    assert run.logs_of(1) == [run.log(1), run.log(1, 3)]
+    with pytest.raises(RunError, match="no log of rank 2"):
+        log_file(run, rank=2)

@@ -1,4 +1,4 @@
-"""Scans in NIfTI-1, compressed or not, turned to the axes of the body."""
+"""Scans in NIfTI, compressed or not, turned to the axes of the body. nibabel reads them."""
 
 from __future__ import annotations
 
@@ -6,43 +6,42 @@ import gzip
 import zlib
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hpcstab.data.scans import Scan
 from hpcstab.errors import DataError
 
-_HEADER_BYTES = 348
-_UINT8 = 2
 
+def read_scan(content: bytes, name: str) -> Scan:
+    """A scan of three axes, turned by whole quarters only: each voxel stays where it was. Stored scaling is applied.
 
-def read_scan(content: bytes, name: str) -> NDArray[np.uint8]:
-    """A scan (X, Y, Z) of uint8: x to the patient's right, y to the front, z to the head, each voxel where it was.
+    Args:
+        name: of the file, for errors.
 
     Raises:
-        DataError: no NIfTI-1 file of three axes and uint8 without scaling, no affine in it, or cut short.
+        DataError: no NIfTI file of three axes, no affine in it, or cut short.
     """
+    import nibabel
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
+    from nibabel.wrapstruct import WrapStructError
+
     try:
         raw = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{name}: cannot be decompressed: {error}") from None
-    if len(raw) < _HEADER_BYTES or raw[344:347] not in (b"n+1", b"ni1"):
-        raise DataError(f"{name}: is no NIfTI-1 file")
-    num_axes, *shape = np.frombuffer(raw, "<i2", 4, 40).tolist()
-    data_type, affine_code = (int(np.frombuffer(raw, "<i2", 1, offset)[0]) for offset in (70, 254))
-    offset, slope = np.frombuffer(raw, "<f4", 2, 108).tolist()
-    if num_axes != 3 or data_type != _UINT8 or slope not in (0.0, 1.0) or affine_code == 0:
-        raise DataError(
-            f"{name}: has {num_axes} axes, data type {data_type}, scale {slope:g}, affine code {affine_code}; read are"
-            f" 3 axes, uint8 ({_UINT8}), no scale, an affine"
-        )
-    if len(raw) < int(offset) + int(np.prod(shape)):
-        raise DataError(f"{name}: is cut short, it has not the {shape[0]} x {shape[1]} x {shape[2]} voxels it names")
-    voxels = np.frombuffer(raw, np.uint8, int(np.prod(shape)), int(offset)).reshape(shape, order="F")
-    return _to_body_axes(voxels, np.frombuffer(raw, "<f4", 12, 280).reshape(3, 4)[:, :3])
-
-
-def _to_body_axes(voxels: NDArray[np.uint8], affine: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """``affine`` (3, 3): a step along voxel axis j moves by column j along the body's axes."""
-    order = np.abs(affine).argmax(axis=1)  # for each axis of the body, the voxel axis along it
-    turned = voxels.transpose(order)
-    backwards = tuple(axis for axis in range(3) if affine[axis, order[axis]] < 0)
-    return np.ascontiguousarray(np.flip(turned, backwards))
+    form = nibabel.Nifti2Image if raw[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nibabel.Nifti1Image
+    try:
+        image = form.from_bytes(raw)
+    except (ImageFileError, HeaderDataError, WrapStructError, ValueError) as error:
+        raise DataError(f"{name}: is no NIfTI file: {error}") from None
+    if len(image.shape) != 3:
+        raise DataError(f"{name}: has {len(image.shape)} axes; read are scans of 3")
+    if image.header["qform_code"] == 0 and image.header["sform_code"] == 0:
+        raise DataError(f"{name}: does not say where it lies in the body (qform and sform code are 0)")
+    try:
+        turned = nibabel.as_closest_canonical(image)
+        voxels = np.ascontiguousarray(np.asanyarray(turned.dataobj))
+    except (OSError, ValueError):
+        shape = " x ".join(map(str, image.shape))
+        raise DataError(f"{name}: is cut short, it has not the {shape} voxels it names") from None
+    return Scan(voxels, np.asarray(turned.affine, np.float64))

@@ -48,6 +48,7 @@ class Task:
     )
     loss_term_names = ("mse", "sliced_wasserstein")
     diagnostics = ()
+    joins_samples = ("the sliced Wasserstein distance",)
 
     def __init__(self, config: keys.Config, seed: int) -> None:
         self._config = config

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from hpcstab.errors import RankLostError
+
+
+@contextlib.contextmanager
+def contact() -> Iterator[None]:
+    """Around what all ranks do together: one that was lost is an error with a name.
+
+    Raises:
+        RankLostError: a rank has ended, or has not answered in time.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # what torch raises then: DistBackendError, and gloo's plain ones
+        reason = str(error).splitlines()[0]
+        raise RankLostError(f"rank {rank()} of {world_size()} has lost contact with the others: {reason}") from error
 
 
 def agreement() -> Callable[[Tensor], Tensor] | None:
@@ -18,7 +35,8 @@ def agreement() -> Callable[[Tensor], Tensor] | None:
         return None
 
     def largest(values: Tensor) -> Tensor:
-        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        with contact():
+            dist.all_reduce(values, op=dist.ReduceOp.MAX)
         return values
 
     return largest
