@@ -8,7 +8,7 @@ from statistics import median
 
 from hpcstab.report.compare import ALPHA, Pairing, smallest_p
 from hpcstab.report.interventions import refusals_text
-from hpcstab.report.outcome import Outcome, baselines, was_declared, was_kept_out
+from hpcstab.report.outcome import Outcome, baselines, was_declared, was_kept_out, was_spared
 from hpcstab.report.sections import Group, Section
 from hpcstab.report.words import signed, unit_of
 
@@ -36,13 +36,13 @@ def group_clause(group: Group, section: Section) -> str:
     word = "seeds" if n == len(group.seeds) else "runs"
     parts = []
     if group.failed:
-        parts.append(_failed_clause(group, n, word, section))
+        parts.append(_failed_clause(group, n, word))
     parts += [_finite_clause(outcomes, how, n, word, section) for how, outcomes in _by_learning(group.finite)]
     parts += _undecided_clauses(group, n)
     return ", ".join(parts)
 
 
-def _failed_clause(group: Group, n: int, word: str, section: Section) -> str:
+def _failed_clause(group: Group, n: int, word: str) -> str:
     """What failed, when, and what stood between it and the state: a declared fault is called so."""
     failed = group.failed
     nonfinite = all(outcome.run.first_nonfinite_step == outcome.failed_step for outcome in failed)
@@ -55,18 +55,8 @@ def _failed_clause(group: Group, n: int, word: str, section: Section) -> str:
         first += f", the declared fault{'s' * (num_declared > 1)}"
     elif num_declared:
         first += f", {num_declared} of them declared faults"
-    details = [first, refusals_text([outcome.run for outcome in failed])]
-    if kept_out and num_declared == len(failed):
-        details.append(_spared_text(failed, section))
-    return f"{what} in {len(failed)} of {n} {word} ({'; '.join(filter(None, details))})"
-
-
-def _spared_text(outcomes: Sequence[Outcome], section: Section) -> str:
-    """What became of runs whose declared fault the gate kept out of the state."""
-    learned = sum(outcome.run.answer("learned") == "yes" for outcome in outcomes)
-    text = f"the gate kept the state finite, learned in {learned} of {len(outcomes)}"
-    gains = _finite_gains(outcomes)
-    return text + (f", {_gain_text(gains, section)} against {_floor_name(outcomes)}" if gains else "")
+    details = "; ".join(filter(None, (first, refusals_text([outcome.run for outcome in failed]))))
+    return f"{what} in {len(failed)} of {n} {word} ({details})"
 
 
 def _others_clauses(groups: Sequence[Group]) -> list[str]:
@@ -87,14 +77,19 @@ def _others_clauses(groups: Sequence[Group]) -> list[str]:
 
 
 def _finite_clause(outcomes: Sequence[Outcome], how: str, n: int, word: str, section: Section) -> str:
-    gains = _finite_gains(outcomes)
+    gains = [outcome.gain for outcome in outcomes if outcome.gain is not None and math.isfinite(outcome.gain)]
     details = []
     if gains:
         details.append(f"{_gain_text(gains, section)} against {_floor_name(outcomes)}")
     rising = sum(outcome.rising is True for outcome in outcomes)
     if rising:
         details.append("still rising" if rising == len(outcomes) else f"still rising in {rising}")
-    later = [str(outcome.run.first_failure_step) for outcome in outcomes if outcome.run.first_failure_step is not None]
+    spared = [outcome.run for outcome in outcomes if was_spared(outcome.run)]
+    if spared:
+        steps = ", ".join(str(step) for step in dict.fromkeys(run.first_failure_step for run in spared))
+        details.append(f"the gate refused the declared fault at step {steps} in {len(spared)}")
+    met = [outcome.run.first_failure_step for outcome in outcomes if not was_spared(outcome.run)]
+    later = [str(step) for step in met if step is not None]
     if later:
         details.append(f"{len(later)} failed beyond it, at step {', '.join(later)}")
     refusals = refusals_text([outcome.run for outcome in outcomes])
@@ -156,10 +151,6 @@ def _certainty(section: Section, pairings: Sequence[Pairing]) -> str:
 def _short(pairing: Pairing) -> str:
     p = "" if pairing.p_value is None else f", p = {pairing.p_value:.2g}"
     return f"{pairing.first} beats {pairing.second} in {pairing.wins} of {len(pairing.scores)}{p}"
-
-
-def _finite_gains(outcomes: Sequence[Outcome]) -> list[float]:
-    return [outcome.gain for outcome in outcomes if outcome.gain is not None and math.isfinite(outcome.gain)]
 
 
 def _gain_text(gains: Sequence[float], section: Section) -> str:

@@ -187,10 +187,13 @@ def test_a_declared_fault_is_called_one(tmp_path: Path) -> None:
     text = verdict_of(runs)
     assert "went non-finite in 2 of 2 seeds (first at steps 8, 8, the declared faults)" in text
     assert (
-        "met non-finite values in 2 of 2 seeds (first at steps 8, 8, the declared faults; the gate kept the state"
-        " finite, learned in 2 of 2, +1.00 dB against the mean predictor)"
+        "stayed finite and learned in 2 of 2 seeds (+1.00 dB against the mean predictor, still rising, the gate refused"
+        " the declared fault at step 8 in 2)"
     ) in text
-    notes = notes_of(section_of(runs))
+    section = section_of(runs)
+    (pairing,) = compare_pairs(section)
+    assert (pairing.wins, dict(pairing.levels)) == (2, {"finite": 2}), "it was a tie: both had met the fault"
+    notes = notes_of(section)
     assert "Declared in data.faults of every variant: inf_pixel in the batch of step 8" in notes
 
 
@@ -198,4 +201,5 @@ def test_a_failure_beside_the_declared_fault_is_told_apart(tmp_path: Path) -> No
     text = verdict_of(
         [with_declared_fault(tmp_path, "cured", seed, refused_at=step) for seed, step in ((0, 8), (1, 9))]
     )
-    assert "(first at steps 8, 9, 1 of them declared faults; the gate refused 1 step for a non-finite value" in text
+    assert "met non-finite values in 1 of 2 seeds (at step 9; the gate refused 1 step for a non-finite value" in text
+    assert "stayed finite and learned in 1 of 2 seeds" in text
