@@ -66,11 +66,22 @@ def declared_flaws(section: Section) -> list[str]:
             for fix in flaws
         ]
         data = group.runs[0].config.get("data", {})
-        if data.get("faults"):
-            lines.append(f"Declared data faults in {group.label}: {show_value(data['faults'])}")
         if data.get("normalize") == "none":
             lines.append(f"As declared, {group.label} trains on data that are not normalised")
-    return lines
+    return lines + _declared_faults(section)
+
+
+def _declared_faults(section: Section) -> list[str]:
+    """The trigger that a failure needs, once for all variants that have it."""
+    carriers: dict[str, list[str]] = {}
+    for group in section.groups:
+        faults = group.runs[0].config.get("data", {}).get("faults") or ()
+        if faults:
+            text = ", ".join(f"{printable(fault['kind'])} in the batch of step {fault['step']}" for fault in faults)
+            carriers.setdefault(text, []).append(group.label)
+    all_labels = [group.label for group in section.groups]
+    named = {text: "every variant" if labels == all_labels else ", ".join(labels) for text, labels in carriers.items()}
+    return [f"Declared in data.faults of {who}: {text}" for text, who in named.items()]
 
 
 def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from hpcstab.interventions import declared_fault_steps
 from hpcstab.report.record import LoadedRun, number
 
 RISING_SHARE = 1 / 4
@@ -18,9 +19,10 @@ RISING_SHARE = 1 / 4
 class Outcome:
     """One run up to the horizon.
 
-    ``failed_step``: the first failure at or before the horizon. ``seen_steps``: steps recorded, at most
-    the horizon. ``final``: the primary metric of the last evaluation; NaN where the run failed by its numbers or
-    that evaluation had invalid batches, None where the run has not reached the horizon or has no evaluation.
+    ``failed_step``: the first failure at or before the horizon; a declared fault that the gate kept out is none.
+    ``seen_steps``: steps recorded, at most the horizon. ``final``: the primary metric of the last evaluation; NaN where
+    the run failed by its numbers or that evaluation had invalid batches, None where the run has not reached the
+    horizon or has no evaluation.
     """
 
     run: LoadedRun
@@ -106,10 +108,18 @@ def baselines(run: LoadedRun, role: str) -> dict[str, Mapping[str, float]]:
 
 
 def _failed_step(run: LoadedRun, horizon: int) -> int | None:
-    first = run.first_failure_step
+    first = None if was_spared(run) else run.first_failure_step
     if first is None and (run.diverged or run.state == "halted"):
         first = max(run.steps - 1, 0)
     return first if first is not None and first <= horizon else None
+
+
+def was_spared(run: LoadedRun) -> bool:
+    """Whether a declared fault is all that the run met, and the gate kept it out of the state: it failed in nothing."""
+    declared = declared_fault_steps(run.config)
+    undeclared = run.count("refused_nonfinite") + run.count("not_reproduced")
+    undeclared += sum(event["kind"] == "first_failure" and event["step"] not in declared for event in run.events)
+    return run.first_failure_step in declared and run.answer("finite") == "yes" and not undeclared
 
 
 def _still_rising(run: LoadedRun, metric: str, sign: float, horizon: int) -> bool | None:
@@ -132,3 +142,8 @@ def _until(run: LoadedRun, metric: str, horizon: int | None) -> pd.DataFrame:
 def was_kept_out(outcome: Outcome) -> bool:
     """Whether the run met a failure, and its state stayed finite all the same: a gate refused it."""
     return outcome.failed_step is not None and outcome.run.answer("finite") == "yes"
+
+
+def was_declared(outcome: Outcome) -> bool:
+    """Whether the failure came in a step whose batch carries a fault on purpose."""
+    return outcome.failed_step in declared_fault_steps(outcome.run.config)

@@ -8,7 +8,7 @@ from statistics import median
 
 from hpcstab.report.compare import ALPHA, Pairing, smallest_p
 from hpcstab.report.interventions import refusals_text
-from hpcstab.report.outcome import Outcome, baselines, was_kept_out
+from hpcstab.report.outcome import Outcome, baselines, was_declared, was_kept_out, was_spared
 from hpcstab.report.sections import Group, Section
 from hpcstab.report.words import signed, unit_of
 
@@ -36,16 +36,27 @@ def group_clause(group: Group, section: Section) -> str:
     word = "seeds" if n == len(group.seeds) else "runs"
     parts = []
     if group.failed:
-        nonfinite = all(outcome.run.first_nonfinite_step == outcome.failed_step for outcome in group.failed)
-        kept_out = all(map(was_kept_out, group.failed))
-        what = ("met non-finite values" if kept_out else "went non-finite") if nonfinite else "failed"
-        steps = ", ".join(str(outcome.failed_step) for outcome in group.failed)
-        first = f"at step {steps}" if len(group.failed) == 1 else f"first at steps {steps}"
-        first = "; ".join(filter(None, (first, refusals_text([outcome.run for outcome in group.failed]))))
-        parts.append(f"{what} in {len(group.failed)} of {n} {word} ({first})")
+        parts.append(_failed_clause(group, n, word))
     parts += [_finite_clause(outcomes, how, n, word, section) for how, outcomes in _by_learning(group.finite)]
     parts += _undecided_clauses(group, n)
     return ", ".join(parts)
+
+
+def _failed_clause(group: Group, n: int, word: str) -> str:
+    """What failed, when, and what stood between it and the state: a declared fault is called so."""
+    failed = group.failed
+    nonfinite = all(outcome.run.first_nonfinite_step == outcome.failed_step for outcome in failed)
+    kept_out = all(map(was_kept_out, failed))
+    what = ("met non-finite values" if kept_out else "went non-finite") if nonfinite else "failed"
+    steps = ", ".join(str(outcome.failed_step) for outcome in failed)
+    first = f"at step {steps}" if len(failed) == 1 else f"first at steps {steps}"
+    num_declared = sum(map(was_declared, failed))
+    if num_declared == len(failed):
+        first += f", the declared fault{'s' * (num_declared > 1)}"
+    elif num_declared:
+        first += f", {num_declared} of them declared faults"
+    details = "; ".join(filter(None, (first, refusals_text([outcome.run for outcome in failed]))))
+    return f"{what} in {len(failed)} of {n} {word} ({details})"
 
 
 def _others_clauses(groups: Sequence[Group]) -> list[str]:
@@ -73,7 +84,12 @@ def _finite_clause(outcomes: Sequence[Outcome], how: str, n: int, word: str, sec
     rising = sum(outcome.rising is True for outcome in outcomes)
     if rising:
         details.append("still rising" if rising == len(outcomes) else f"still rising in {rising}")
-    later = [str(outcome.run.first_failure_step) for outcome in outcomes if outcome.run.first_failure_step is not None]
+    spared = [outcome.run for outcome in outcomes if was_spared(outcome.run)]
+    if spared:
+        steps = ", ".join(str(step) for step in dict.fromkeys(run.first_failure_step for run in spared))
+        details.append(f"the gate refused the declared fault at step {steps} in {len(spared)}")
+    met = [outcome.run.first_failure_step for outcome in outcomes if not was_spared(outcome.run)]
+    later = [str(step) for step in met if step is not None]
     if later:
         details.append(f"{len(later)} failed beyond it, at step {', '.join(later)}")
     refusals = refusals_text([outcome.run for outcome in outcomes])

@@ -123,3 +123,18 @@ def swae3d_files() -> dict[str, dict[str, bytes]]:
         },
         "iris-sample-data": {"colpex.pp": b"".join(fields)},
     }
+
+
+def wavessm_files(height: int = 40, width: int = 56) -> dict[str, dict[str, bytes]]:
+    """By package, photographs of noise, each of its own."""
+    generator = np.random.default_rng(0)
+    return {
+        package: {
+            name: picture(
+                generator.integers(0, 255, (height, width, 3), dtype=np.uint8),
+                "JPEG" if name.endswith("jpg") else "PNG",
+            )
+            for name in (PurePosixPath(path).name for path in SOURCES[package].members)
+        }
+        for package in ("scikit-image", "scikit-learn", "sporco")
+    }

@@ -13,7 +13,7 @@ from hpcstab.data.images import read_folder, shrink
 from hpcstab.data.real_photos import real_photos
 from hpcstab.data.sources import SOURCES
 from hpcstab.errors import DataError
-from tests.data.stand_ins import fetched, nifti, picture
+from tests.data.stand_ins import fetched, nifti, picture, wavessm_files
 
 GENERATOR = np.random.default_rng(0)
 
@@ -124,9 +124,7 @@ def test_head_slices_are_split_by_slab_with_a_gap(monkeypatch: pytest.MonkeyPatc
 def test_photos_are_split_by_photograph_and_cut_without_overlap(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for package in ("scikit-image", "scikit-learn", "sporco"):
-        names = [Path(path).name for path in SOURCES[package].members]
-        contents = {name: picture(colour(40, 56), "JPEG" if name.endswith("jpg") else "PNG") for name in names}
+    for package, contents in wavessm_files(40, 56).items():
         if package == "scikit-image":
             contents["camera.png"] = picture(grey(32))
             contents["rocket.jpg"] = picture(colour(20, 20), "JPEG")

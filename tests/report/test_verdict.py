@@ -162,3 +162,44 @@ def test_a_run_that_needed_the_gate_is_not_stable(tmp_path: Path) -> None:
     text = verdict_of([run])
     assert "stayed finite only with a mask or a refused step in 1 of 1 seeds" in text
     assert "the gate refused 1 step for a non-finite value" in text
+
+
+def with_declared_fault(root: Path, variant: str, seed: int, refused_at: int, **kind: object) -> RunDir:
+    """A run whose config declares a fault at step 8, and that refused a step and trained to its end."""
+    faults = "data.faults=[{step: 8, kind: inf_pixel}]"
+    run = make_run(root, variant, seed, settings=(faults,), state="completed", **kind)  # type: ignore[arg-type]
+    log = EventLog(run.events_jsonl, 1)
+    log.write("first_nonfinite", refused_at, refused_at, what="step")
+    log.write("step_refused", refused_at, refused_at, reason="nonfinite_loss")
+    log.close()
+    seen = {"first_nonfinite_step": refused_at, "first_failure_step": refused_at}
+    status = {**(read_json(run.status_json) or {}), **seen}
+    write_json(run.status_json, status)
+    write_json(run.status_json, {**status, "judgement": judge(run).as_json()})
+    return run
+
+
+def test_a_declared_fault_is_called_one(tmp_path: Path) -> None:
+    """A stable run whose base declares its trigger was told like one that met a failure of its own."""
+    faults = "data.faults=[{step: 8, kind: inf_pixel}]"
+    runs = [make_run(tmp_path, "before", seed, fails_at=8, settings=(faults,)) for seed in range(2)]
+    runs += [with_declared_fault(tmp_path, "cured", seed, refused_at=8) for seed in range(2)]
+    text = verdict_of(runs)
+    assert "went non-finite in 2 of 2 seeds (first at steps 8, 8, the declared faults)" in text
+    assert (
+        "stayed finite and learned in 2 of 2 seeds (+1.00 dB against the mean predictor, still rising, the gate refused"
+        " the declared fault at step 8 in 2)"
+    ) in text
+    section = section_of(runs)
+    (pairing,) = compare_pairs(section)
+    assert (pairing.wins, dict(pairing.levels)) == (2, {"finite": 2}), "it was a tie: both had met the fault"
+    notes = notes_of(section)
+    assert "Declared in data.faults of every variant: inf_pixel in the batch of step 8" in notes
+
+
+def test_a_failure_beside_the_declared_fault_is_told_apart(tmp_path: Path) -> None:
+    text = verdict_of(
+        [with_declared_fault(tmp_path, "cured", seed, refused_at=step) for seed, step in ((0, 8), (1, 9))]
+    )
+    assert "met non-finite values in 1 of 2 seeds (at step 9; the gate refused 1 step for a non-finite value" in text
+    assert "stayed finite and learned in 1 of 2 seeds" in text

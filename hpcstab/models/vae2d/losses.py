@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hpcstab.models.vae2d.config import SSIM_WINDOW
+from hpcstab.quality import box_window, ssim
 from hpcstab.stability.numerics import fp32_island
 
 Reduction = Literal["sum", "mean", "per_pixel"]
 
-_SSIM_C1, _SSIM_C2 = 0.01**2, 0.03**2  # (K L)^2 of Wang et al. for a range L of 1
 _ROUNDING_VARIANCE = (1.0 / 255.0) ** 2 / 12.0  # of a film of 8 bits: no decoder can be more certain than that
 
 
@@ -106,44 +105,3 @@ def spectral_l1(reconstruction: Tensor, images: Tensor) -> Tensor:
     difference = torch.fft.rfft2(reconstruction - images, norm="ortho")
     magnitude: Tensor = difference.abs().mean()
     return magnitude
-
-
-@fp32_island
-def ssim(first: Tensor, second: Tensor, window: Tensor) -> Tensor:
-    """Structural similarity of each pair of images (B,), at most 1, for a range of 1.
-
-    Over windows that lie wholly inside the image, as in the reference code of Wang et al., "Image Quality Assessment:
-    From Error Visibility to Structural Similarity" (2004), C1 = 1e-4 and C2 = 9e-4.
-
-    Args:
-        first: (B, 1, N, N) with N >= the window.
-        second: as ``first``.
-        window: weights along one axis, summing up to 1; the window is their outer product.
-    """
-    means = _filtered(torch.cat([first, second]), window)
-    mean_1, mean_2 = means.chunk(2)
-    squares = torch.cat([first.square(), second.square(), first * second])
-    square_1, square_2, product = _filtered(squares, window).chunk(3)
-    variance_1, variance_2 = square_1 - mean_1.square(), square_2 - mean_2.square()
-    covariance = product - mean_1 * mean_2
-    luminance = (2.0 * mean_1 * mean_2 + _SSIM_C1) / (mean_1.square() + mean_2.square() + _SSIM_C1)
-    structure = (2.0 * covariance + _SSIM_C2) / (variance_1 + variance_2 + _SSIM_C2)
-    return (luminance * structure).mean(dim=(1, 2, 3))
-
-
-def box_window(device: torch.device) -> Tensor:
-    """The 11 equal weights of the write-up's loss."""
-    return torch.full((SSIM_WINDOW,), 1.0 / SSIM_WINDOW, device=device)
-
-
-def gaussian_window(device: torch.device, sigma: float = 1.5) -> Tensor:
-    """The 11 weights of the published metric: a Gaussian of 1.5 pixels."""
-    offsets = torch.arange(SSIM_WINDOW, device=device) - SSIM_WINDOW // 2
-    weights = torch.exp(-0.5 * (offsets / sigma).square())
-    return weights / weights.sum()
-
-
-def _filtered(images: Tensor, window: Tensor) -> Tensor:
-    """(B, 1, N, N) -> (B, 1, N - 10, N - 10): the window along one axis, then along the other."""
-    weights = window.to(images.dtype)
-    return functional.conv2d(functional.conv2d(images, weights[None, None, :, None]), weights[None, None, None, :])

@@ -8,21 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hpcstab.models.vae2d.losses import gaussian_window, ssim
-
 ACTIVE_VARIANCE = 0.01
 _GRID_PERIODS = (2, 4)  # pixels; that of one layer of upsampling, and of two
-
-
-def psnr_db(images: Tensor, reconstruction: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio (B,) in dB with a peak of 1, in float64."""
-    squared = (reconstruction - images).double().square().mean(dim=(1, 2, 3))
-    return -10.0 * torch.log10(squared)
-
-
-def ssim_of_images(images: Tensor, reconstruction: Tensor) -> Tensor:
-    """SSIM (B,) with the published Gaussian window, 11x11 and 1.5 pixels."""
-    return ssim(reconstruction, images, gaussian_window(images.device))
 
 
 def sharpness(images: Tensor) -> Tensor:

@@ -29,12 +29,11 @@ from hpcstab.models.vae2d.metrics import (
     aggregate_kl,
     diversity,
     grid_powers,
-    psnr_db,
     sharpness,
-    ssim_of_images,
 )
 from hpcstab.models.vae2d.network import KLAutoencoder, Posterior
 from hpcstab.models.vae2d.pictures import sheet
+from hpcstab.quality import psnr_db, ssim
 from hpcstab.task import Baseline, DataFinding, Metric, Partial, Picture, Split, StepContext, Sum
 
 NUM_PICTURED = 8
@@ -111,8 +110,8 @@ class Task:
         values = {
             "psnr": psnr_db(batch, rebuilt).mean(),
             "psnr_sampled": psnr_db(batch, resampled).mean(),
-            "ssim": ssim_of_images(batch, rebuilt).mean(),
-            "ssim_sampled": ssim_of_images(batch, resampled).mean(),
+            "ssim": ssim(batch, rebuilt).mean(),
+            "ssim_sampled": ssim(batch, resampled).mean(),
             "kl_raw": kl.mean(),
             **_between_images(posterior),
             "sharpness_images": sharpness(batch).mean(),
@@ -209,7 +208,7 @@ class Task:
         for images in held_out.chunks():
             predicted = predict(images)
             psnr += float(psnr_db(images, predicted).sum())
-            similarity += float(ssim_of_images(images, predicted).sum())
+            similarity += float(ssim(images, predicted).sum())
         return {"psnr": psnr / len(held_out), "ssim": similarity / len(held_out)}
 
 

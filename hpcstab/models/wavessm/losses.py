@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hpcstab.models.wavessm.quality import ssim_map
 from hpcstab.models.wavessm.wavelet import haar_transform
+from hpcstab.quality import ssim_map
 
 _LOW_WEIGHT, _HIGH_WEIGHT = 1.0, 1.5  # of the write-up's wavelet term
 _FEATURE_CHANNELS = (3, 8, 16, 32)

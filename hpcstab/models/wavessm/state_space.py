@@ -6,10 +6,12 @@ B = images, C = channels, H x W = pixels, L = H W, D = 2 C, N = states a channel
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from hpcstab.models.wavessm.scan import RECURRENCES, Scan, selective_scan
 from hpcstab.models.wavessm.wavelet import haar_transform
@@ -18,6 +20,8 @@ from hpcstab.stability.numerics import fp32_island
 _EXPANSION = 2
 _KERNEL = 4  # of the causal convolution before the scan
 _STEP_RANGE = (1e-3, 0.1)
+_FP32_BYTES = 4
+_MAX_KEPT_BYTES = 64 * 2**20  # of all states of a scan, in fp32: what is larger is not kept for the backward pass
 
 
 def serpentine(features: Tensor) -> Tensor:
@@ -116,6 +120,9 @@ class FrequencyAwareStateSpace(nn.Module):
         for_write, for_read, for_step = self.guide(features)
         steps = (functional.softplus(self.step_proj(step_code)) * for_step).clamp(*_STEP_RANGE)
         scan = fp32_island(selective_scan) if self._fp32_scan else selective_scan
+        num_states = inputs.numel() * self._sizes[0]
+        if num_states * _FP32_BYTES > _MAX_KEPT_BYTES:
+            scan = partial(checkpoint, scan, use_reentrant=False, preserve_rng_state=False)  # draws nothing
         outputs, self.state_absmax = scan(
             inputs, steps, -self.log_rates.exp(), write * for_write, read * for_read, self._recurrence
         )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hpcstab.config import RunConfig
 from hpcstab.data.checks import check_arrays
 from hpcstab.models.wavessm import config as keys
-from hpcstab.models.wavessm.data import Pairs, split_pairs
+from hpcstab.models.wavessm.data import Pairs, pairs_of
 from hpcstab.models.wavessm.losses import (
     FrozenFeatures,
     l1,
@@ -22,8 +22,8 @@ from hpcstab.models.wavessm.losses import (
     wavelet_l1,
 )
 from hpcstab.models.wavessm.network import WaveStateSpaceNetwork, largest_magnitudes
-from hpcstab.models.wavessm.quality import masked_mean, psnr_db, ssim_map
 from hpcstab.models.wavessm.unet import num_parameters_of, unet_of_size
+from hpcstab.quality import masked_mean, psnr_db, ssim, ssim_map
 from hpcstab.stability.numerics import fp32_island
 from hpcstab.task import Baseline, DataFinding, Metric, Partial, Picture, Split, StepContext, Sum
 
@@ -42,6 +42,7 @@ class Task:
         Metric("masked_ssim", "1", "higher", "SSIM over the pixels that were painted over, mean over images"),
         Metric("psnr_gain", "dB", "higher", "PSNR above that of the corrupted image"),
         Metric("masked_psnr_gain", "dB", "higher", "PSNR above that of the corrupted image, over its painted pixels"),
+        Metric("val_loss", "1", "lower", "loss of held-out images, all terms at their weights after all phases"),
     )
     loss_term_names = ("l1", "perceptual", "ssim", "sobel", "wavelet")
     diagnostics = ("spectrum_absmax", "state_absmax")
@@ -49,7 +50,8 @@ class Task:
 
     def __init__(self, config: keys.Config, seed: int) -> None:
         self._config = config
-        self._pairs = split_pairs(config.data, seed)
+        self._sets = pairs_of(config.data, seed)
+        self._pairs = self._sets.splits
         self._features = FrozenFeatures()
 
     def network(self) -> nn.Module:
@@ -67,39 +69,36 @@ class Task:
         restored, truth = network(batch["corrupted"]), batch["clean"]
         for name, value in largest_magnitudes(network).items():
             context.diagnostic(name, value)
-        perceptual = fp32_island(perceptual_l1) if self._config.losses.fp32_perceptual else perceptual_l1
-        return {
-            "l1": fp32_island(l1)(restored, truth),
-            "perceptual": perceptual(restored, truth, self._features.to(context.device)),
-            "ssim": fp32_island(structural_dissimilarity)(restored, truth),
-            "sobel": fp32_island(sobel_l1)(restored, truth),
-            "wavelet": fp32_island(wavelet_l1)(restored, truth),
-        }
+        return self._terms(restored, truth)
 
     def evaluate(self, network: nn.Module, batch: Mapping[str, Tensor], context: StepContext) -> Mapping[str, Partial]:
-        return fp32_island(_scores)(network(batch["corrupted"]).float().clamp(0.0, 1.0), batch)
+        return self._scores(network(batch["corrupted"]), batch)
 
     def summarize(self, totals: Mapping[str, float]) -> Mapping[str, float]:
         means = {name: total / totals["num_images"] for name, total in totals.items()}
         return {
-            **{name: means[name] for name in ("psnr", "ssim", "masked_psnr", "masked_ssim")},
+            **{name: means[name] for name in ("psnr", "ssim", "masked_psnr", "masked_ssim", "val_loss")},
             "psnr_gain": means["psnr"] - means["psnr_before"],
             "masked_psnr_gain": means["masked_psnr"] - means["masked_psnr_before"],
         }
 
     def baselines(self) -> Sequence[Baseline]:
         """Handing the corrupted image on, which is what a network that learned nothing can do at best."""
-        batch = torch.utils.data.default_collate(list(_items(self._pairs["validation"])))
-        scores = {name: float(part.value) for name, part in _scores(batch["corrupted"], batch).items()}
-        return [Baseline("identity", "floor", self.summarize(scores))]
+        totals: dict[str, float] = {}
+        for batch in self._evaluated():
+            for name, part in self._scores(batch["corrupted"], batch).items():
+                totals[name] = totals.get(name, 0.0) + float(part.value)
+        return [Baseline("identity", "floor", self.summarize(totals))]
 
     def data_facts(self) -> Mapping[str, int | float | str]:
-        masks = [float(item["mask"].mean()) for item in _items(self._pairs["validation"])]
+        masks = torch.cat([batch["mask"].mean((1, 2, 3)) for batch in self._evaluated()])
         return {
-            "source": f"seeded {self._config.data.source} pictures with seeded corruptions",
+            **self._sets.facts,
+            "corruptions": "seeded strokes, patches and shapes",
             "num_train_images": len(self._pairs["train"]),
             "num_validation_images": len(self._pairs["validation"]),
-            "mean_masked_share": sum(masks) / len(masks),
+            "num_evaluated_images": len(masks),
+            "mean_masked_share": float(masks.mean()),
         }
 
     def samples(self, network: nn.Module, context: StepContext) -> Sequence[Picture]:
@@ -115,28 +114,45 @@ class Task:
     def check_data(self) -> Sequence[DataFinding]:
         size = self._config.data.image_size
         images = {str(split): pairs.clean_images() for split, pairs in self._pairs.items()}
-        return check_arrays(images, (size, size, 3), (0.0, 1.0))
+        return [*self._sets.findings, *check_arrays(images, (size, size, 3), (0.0, 1.0))]
 
+    def _terms(self, restored: Tensor, truth: Tensor) -> dict[str, Tensor]:
+        """The five terms, unweighted."""
+        perceptual = fp32_island(perceptual_l1) if self._config.losses.fp32_perceptual else perceptual_l1
+        return {
+            "l1": fp32_island(l1)(restored, truth),
+            "perceptual": perceptual(restored, truth, self._features.to(truth.device)),
+            "ssim": fp32_island(structural_dissimilarity)(restored, truth),
+            "sobel": fp32_island(sobel_l1)(restored, truth),
+            "wavelet": fp32_island(wavelet_l1)(restored, truth),
+        }
 
-def _items(pairs: Pairs) -> Iterator[dict[str, Tensor]]:
-    return (pairs[index] for index in range(len(pairs)))
+    @fp32_island
+    def _scores(self, restored: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Partial]:
+        """Sums over images (B, 3, H, W), with those of the corrupted images beside."""
+        truth, mask = batch["clean"], batch["mask"]
+        weights = self._config.losses.weights.model_dump()
+        loss = torch.stack([weights[name] * term.double() for name, term in self._terms(restored, truth).items()]).sum()
+        images = restored.clamp(0.0, 1.0)
+        values = {
+            "psnr": psnr_db(images, truth),
+            "ssim": ssim(images, truth),
+            "masked_psnr": psnr_db(images, truth, mask),
+            "masked_ssim": masked_mean(ssim_map(images, truth), mask),
+            "psnr_before": psnr_db(batch["corrupted"], truth),
+            "masked_psnr_before": psnr_db(batch["corrupted"], truth, mask),
+            "val_loss": loss.expand(len(images)),
+            "num_images": torch.ones(len(images)),
+        }
+        return {name: Sum(value.double().sum()) for name, value in values.items()}
 
-
-def _scores(images: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Partial]:
-    """Sums over images (B, 3, H, W) in [0, 1], with those of the corrupted images beside."""
-    truth, mask = batch["clean"], batch["mask"]
-    everywhere = torch.ones_like(mask)
-    similarity = ssim_map(images, truth)
-    values = {
-        "psnr": psnr_db(images, truth, everywhere),
-        "ssim": masked_mean(similarity, everywhere),
-        "masked_psnr": psnr_db(images, truth, mask),
-        "masked_ssim": masked_mean(similarity, mask),
-        "psnr_before": psnr_db(batch["corrupted"], truth, everywhere),
-        "masked_psnr_before": psnr_db(batch["corrupted"], truth, mask),
-        "num_images": torch.ones(len(images)),
-    }
-    return {name: Sum(value.double().sum()) for name, value in values.items()}
+    def _evaluated(self) -> Iterator[dict[str, Tensor]]:
+        """Batches of what an evaluation looks at: all held-out pairs, or the first `trainer.max_eval_samples`."""
+        pairs = self._pairs["validation"]
+        num = min(len(pairs), self._config.trainer.max_eval_samples or len(pairs))
+        for first in range(0, num, self.eval_batch_size):
+            items = [pairs[index] for index in range(first, min(first + self.eval_batch_size, num))]
+            yield torch.utils.data.default_collate(items)
 
 
 def _row(name: str, images: Sequence[Tensor]) -> Picture:

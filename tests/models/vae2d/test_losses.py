@@ -12,53 +12,20 @@ from torch.distributions import Normal, kl_divergence
 from torch.nn import functional
 
 from hpcstab.models.vae2d.losses import (
-    box_window,
     effective_beta,
     gaussian_nll,
-    gaussian_window,
     kl_per_latent,
     l1_ssim,
     reduced,
     spectral_l1,
     squared_error,
-    ssim,
     with_free_bits,
 )
+from hpcstab.quality import box_window, ssim
 
 
 def images(seed: int, *shape: int) -> Tensor:
     return torch.rand(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def naive_ssim(first: np.ndarray, second: np.ndarray, window: np.ndarray) -> float:
-    """The definition, window by window, with centred sums; images (N, N)."""
-    weights, values = np.outer(window, window), []
-    for row in range(first.shape[0] - 10):
-        for column in range(first.shape[1] - 10):
-            a, b = first[row : row + 11, column : column + 11], second[row : row + 11, column : column + 11]
-            mean_a, mean_b = (weights * a).sum(), (weights * b).sum()
-            variance_a, variance_b = (weights * (a - mean_a) ** 2).sum(), (weights * (b - mean_b) ** 2).sum()
-            covariance = (weights * (a - mean_a) * (b - mean_b)).sum()
-            luminance = (2 * mean_a * mean_b + 1e-4) / (mean_a**2 + mean_b**2 + 1e-4)
-            values.append(luminance * (2 * covariance + 9e-4) / (variance_a + variance_b + 9e-4))
-    return float(np.mean(values))
-
-
-@pytest.mark.parametrize("window", [box_window, gaussian_window])
-def test_ssim_equals_the_definition(window) -> None:  # type: ignore[no-untyped-def]
-    first, second = images(0, 2, 1, 14, 14), images(1, 2, 1, 14, 14)
-    weights = window(torch.device("cpu"))
-    assert float(weights.sum()) == pytest.approx(1.0, abs=1e-6)
-    values = ssim(first, second, weights)
-    for index in range(2):
-        expected = naive_ssim(first[index, 0].numpy(), second[index, 0].numpy(), weights.double().numpy())
-        assert float(values[index]) == pytest.approx(expected, abs=1e-6)
-
-
-def test_ssim_is_one_for_equal_images_and_negative_for_inverted_ones() -> None:
-    image = images(2, 1, 1, 16, 16)
-    assert float(ssim(image, image, box_window(image.device))) == pytest.approx(1.0)
-    assert float(ssim(image, 1.0 - image, box_window(image.device))) < 0
 
 
 def test_l1_ssim_is_the_mean_over_sizes() -> None:

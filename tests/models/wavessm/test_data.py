@@ -6,7 +6,7 @@ import numpy as np
 
 from hpcstab.data.photos import photo
 from hpcstab.models.wavessm.corruption import corrupt
-from hpcstab.models.wavessm.data import split_pairs
+from hpcstab.models.wavessm.data import pairs_of
 from tests.models.wavessm.test_task import make_config
 
 COVERAGE = (0.05, 0.25)
@@ -30,7 +30,7 @@ def test_corruption_is_its_seed() -> None:
 
 def test_each_image_stands_in_one_split_and_samples_do_not_depend_on_the_rest() -> None:
     data = make_config().data
-    splits = split_pairs(data, seed=0)
+    splits = pairs_of(data, seed=0).splits
     assert not set(splits["train"].ids) & set(splits["validation"].ids)
     assert len(splits["train"]) == 12 and len(splits["validation"]) == 4
     item = splits["train"][0]
@@ -39,7 +39,7 @@ def test_each_image_stands_in_one_split_and_samples_do_not_depend_on_the_rest() 
         "clean": (3, 16, 16),
         "mask": (1, 16, 16),
     }
-    more = split_pairs(data.model_copy(update={"num_samples": 40}), seed=0)
+    more = pairs_of(data.model_copy(update={"num_samples": 40}), seed=0).splits
     same = {name: more[split][index] for split in more for index, name in enumerate(more[split].ids)}
     assert same[splits["train"].ids[0]]["corrupted"].equal(item["corrupted"])
-    assert not split_pairs(data, seed=1)["train"][0]["clean"].equal(item["clean"])
+    assert not pairs_of(data, seed=1).splits["train"][0]["clean"].equal(item["clean"])

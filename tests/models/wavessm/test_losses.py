@@ -17,7 +17,7 @@ from hpcstab.models.wavessm.losses import (
     structural_dissimilarity,
     wavelet_l1,
 )
-from tests.models.wavessm.test_quality import plain_ssim
+from tests.test_quality import plain_ssim
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -56,6 +56,24 @@ def plain_wavelet(restored: np.ndarray, truth: np.ndarray) -> float:
     return float(np.mean(low) + 1.5 * np.mean(high))
 
 
+def plain_perceptual(restored: np.ndarray, truth: np.ndarray) -> float:
+    """Three layers of 3 x 3 filters over zeros around the image, from the second on at every second pixel; ReLU."""
+    pair, distances = [restored, truth], []
+    for index, layer in enumerate(FrozenFeatures().layers):
+        step, weights = 1 if index == 0 else 2, layer.weight.double().numpy()
+        padded = [np.pad(each, [(0, 0), (0, 0), (1, 1), (1, 1)]) for each in pair]
+        patches = [np.lib.stride_tricks.sliding_window_view(each, (3, 3), (2, 3)) for each in padded]
+        pair = [
+            np.maximum(np.einsum("bchwij,ocij->bohw", each[:, :, ::step, ::step], weights), 0.0) for each in patches
+        ]
+        distances.append(np.abs(pair[0] - pair[1]).mean())
+    return float(np.mean(distances))
+
+
+def perceptual(restored: Tensor, truth: Tensor) -> Tensor:
+    return perceptual_l1(restored, truth, FrozenFeatures().to(restored.dtype))
+
+
 @pytest.mark.parametrize(
     ("term", "plain"),
     [
@@ -63,6 +81,7 @@ def plain_wavelet(restored: np.ndarray, truth: np.ndarray) -> float:
         (structural_dissimilarity, plain_dissimilarity),
         (sobel_l1, plain_sobel),
         (wavelet_l1, plain_wavelet),
+        (perceptual, plain_perceptual),
     ],
 )
 def test_equals_its_plain_twin_in_float64_and_nearly_in_fp32(

@@ -12,6 +12,7 @@ import pytest
 from hpcstab.execute import replay
 from hpcstab.judgement import judge
 from hpcstab.metrics import read_events, read_history
+from hpcstab.models.wavessm import state_space
 from hpcstab.rundir import RunDir, read_json
 from tests.conftest import MakeRun
 from tests.models.wavessm.test_network import KEY
@@ -56,7 +57,13 @@ def test_a_skipped_step_poisons_the_statistics_and_nothing_can_be_validated(
     assert events_of(run, "eval_empty")
 
 
-def test_replay_names_the_bad_input(train_run: MakeRun) -> None:
+@pytest.mark.parametrize("kept_bytes", [None, 0])
+def test_replay_names_the_bad_input(
+    train_run: MakeRun, monkeypatch: pytest.MonkeyPatch, kept_bytes: int | None
+) -> None:
+    """Also where the states of the scan are computed again in the backward pass, as those of large images are."""
+    if kept_bytes is not None:
+        monkeypatch.setattr(state_space, "_MAX_KEPT_BYTES", kept_bytes)
     run = train_run("wavessm", "before")
     replayed = replay(run.capsules / f"step_{FAULT_STEP:08d}").replay
     root = replayed.finding.root

@@ -146,3 +146,29 @@ def test_full_is_the_write_up() -> None:
     assert {config.stability.gate for config in (before, after, followup)} == {"step_only"}
     assert (before.precision.dtype, before.network.channels) == ("fp16", (16, 32, 64, 128))
     assert before.network.num_blocks == (4, 6, 6, 8)
+    assert before.network.num_states == 16
+    assert before.losses.weights.model_dump() == {
+        "l1": 1.0,
+        "perceptual": 1.0,
+        "ssim": 1.0,
+        "sobel": 0.5,
+        "wavelet": 0.3,
+    }
+    optimizer, scheduler, trainer = before.optimizer, before.scheduler, before.trainer
+    assert (optimizer.name, optimizer.weight_decay) == ("adamw", 1e-4)
+    assert (scheduler.name, str(scheduler.warmup)) == ("cosine", "1000 steps")
+    assert optimizer.lr * scheduler.min_lr_fraction == pytest.approx(1e-6)
+    assert (trainer.max_steps, str(trainer.evaluate_every), trainer.max_eval_samples) == (33000, "500 steps", 50)
+    assert before.data.image_size == 256
+
+
+def test_validation_loss_is_the_weighted_sum_of_the_terms() -> None:
+    task = Task(make_config("before"), 0)
+    torch.manual_seed(0)
+    network, batch = task.network().eval(), validation_batch(task)
+    with torch.no_grad():
+        terms = task.loss_terms(network, batch, CONTEXT)
+        metrics = metrics_of(task, network)
+    weights = task._config.losses.weights.model_dump()
+    assert metrics["val_loss"] == pytest.approx(sum(weights[name] * float(terms[name]) for name in terms), rel=1e-5)
+    assert set(metrics) == {metric.name for metric in task.metrics}
