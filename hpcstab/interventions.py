@@ -60,10 +60,16 @@ def count_interventions(
     }
 
 
+def declared_faults(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What the config puts into batches on purpose; none where the config of a strange run has no such list."""
+    data = config.get("data")
+    faults = data.get("faults") if isinstance(data, Mapping) else None
+    return [fault for fault in faults if isinstance(fault, Mapping)] if isinstance(faults, (list, tuple)) else []
+
+
 def declared_fault_steps(config: Mapping[str, Any]) -> frozenset[int]:
     """Steps whose batch carries a fault on purpose."""
-    faults = config.get("data", {}).get("faults") or ()
-    return frozenset(int(fault["step"]) for fault in faults)
+    return frozenset(int(fault["step"]) for fault in declared_faults(config))
 
 
 def _distinct(events: list[dict[str, Any]], kind: str, key: str) -> set[tuple[int, Any]]:

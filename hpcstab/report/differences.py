@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpcstab.config.guards import guards_text
+from hpcstab.interventions import declared_faults
 from hpcstab.report.sections import Group, Section
 from hpcstab.report.words import printable
 
@@ -75,9 +76,11 @@ def _declared_faults(section: Section) -> list[str]:
     """The trigger that a failure needs, once for all variants that have it."""
     carriers: dict[str, list[str]] = {}
     for group in section.groups:
-        faults = group.runs[0].config.get("data", {}).get("faults") or ()
+        faults = declared_faults(group.runs[0].config)
         if faults:
-            text = ", ".join(f"{printable(fault['kind'])} in the batch of step {fault['step']}" for fault in faults)
+            text = ", ".join(
+                f"{printable(fault['kind'])} in the batch of step {printable(fault['step'])}" for fault in faults
+            )
             carriers.setdefault(text, []).append(group.label)
     all_labels = [group.label for group in section.groups]
     named = {text: "every variant" if labels == all_labels else ", ".join(labels) for text, labels in carriers.items()}

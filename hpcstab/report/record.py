@@ -32,7 +32,8 @@ class LoadedRun:
     """What one run wrote. ``problems`` are the files that could not be read; their values are missing.
 
     ``history`` has one row a step (the last in file order), ``rows`` every row of every attempt,
-    ``evals`` the validation rows with raw weights.
+    ``evals`` the validation rows with raw weights. ``shares_overrides``: all runs beside it have the same, so that the
+    heading names them and not each label.
     """
 
     run: RunDir
@@ -50,6 +51,7 @@ class LoadedRun:
     judgement: Mapping[str, Any]
     state: str
     problems: tuple[str, ...]
+    shares_overrides: bool = False
 
     @property
     def run_id(self) -> str:
@@ -60,9 +62,17 @@ class LoadedRun:
         return printable(self.identity["model"])
 
     @property
-    def label(self) -> str:
+    def full_label(self) -> str:
         """The variant with its ``--set`` overrides, e.g. ``after{optimizer.lr=0.001}``."""
         return printable(self.identity["label"])
+
+    @property
+    def label(self) -> str:
+        """The same within its section: without the overrides that all runs there share."""
+        label = str(self.identity["label"])
+        return printable(
+            label.removesuffix(f"{{{overrides_text(self.overrides)}}}") if self.shares_overrides else label
+        )
 
     @property
     def variant(self) -> str:
@@ -160,3 +170,8 @@ def number(value: Any) -> float | None:
 def _earliest(steps: list[Any]) -> int | None:
     known = [int(step) for step in steps if step is not None and not math.isnan(step)]
     return min(known, default=None)
+
+
+def overrides_text(overrides: Mapping[str, Any]) -> str:
+    """As labels and headings name them: ``data.source=real,optimizer.lr=0.001``."""
+    return ",".join(f"{key}={value}" for key, value in sorted(overrides.items()))

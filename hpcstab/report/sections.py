@@ -6,13 +6,14 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from hpcstab.config import Compare
 from hpcstab.report.outcome import Outcome, outcome_of
-from hpcstab.report.record import LoadedRun
+from hpcstab.report.record import LoadedRun, overrides_text
+from hpcstab.report.words import printable
 
 _ORDER = {"before": 0, "after": 2, "cured": 4}
 _LENGTH_KEYS = ("trainer.max_steps", "trainer.epochs")
@@ -84,8 +85,15 @@ class Section:
 
     @property
     def name(self) -> str:
-        """For file names and headings: ``swae3d_quick``."""
+        """For file names: ``swae3d_quick``."""
         return f"{self.model}_{self.scale}"
+
+    @property
+    def title(self) -> str:
+        """For headings: model, scale, what all runs were set to beside it, length."""
+        first = self.runs[0]
+        shared = f" with {printable(overrides_text(first.overrides))}" if first.shares_overrides else ""
+        return f"{self.model} at scale {self.scale}{shared}, {self.horizon:,} steps"
 
     @cached_property
     def primary(self) -> Mapping[str, Any]:
@@ -162,6 +170,8 @@ def _section(runs: list[LoadedRun], known: Mapping[str, LoadedRun]) -> Section:
     compare = runs[0].compare
     planned = [run.planned_steps for run in runs if run.planned_steps]
     horizon = min([*_declared_horizon(runs, compare), *planned], default=compare.horizon_steps)
+    if runs[0].overrides and all(run.overrides == runs[0].overrides for run in runs):
+        runs = [replace(run, shares_overrides=True) for run in runs]
     by_label: dict[str, list[LoadedRun]] = {}
     for run in sorted(
         runs, key=lambda run: (_rank(run), run.parent is not None, run.label, run.seed, run.run.path.name)

@@ -22,7 +22,7 @@ def verdict_sentence(section: Section, pairings: Sequence[Pairing]) -> str:
     clauses = [f"{group.label} {group_clause(group, section)}" for group in told]
     clauses += _others_clauses([group for group in section.groups if group not in told])
     tail = _certainty(section, pairings)
-    return f"{section.model} at scale {section.scale}, {section.horizon:,} steps: " + "; ".join([*clauses, tail]) + "."
+    return f"{section.title}: " + "; ".join([*clauses, tail]) + "."
 
 
 def _is_told_in_full(group: Group) -> bool:

@@ -172,3 +172,18 @@ def test_an_out_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="cannot be written"):
         write_report([run], tmp_path / "file" / "below")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_overrides_that_all_runs_share_stand_in_the_heading_and_not_in_each_label(tmp_path: Path) -> None:
+    shared = ("data.source=real",)
+    runs = [make_run(tmp_path / "runs", variant, settings=shared) for variant in ("before", "after")]
+    report = write_report(runs, tmp_path / "shared")
+    assert report is not None
+    text = (tmp_path / "shared" / "report.md").read_text()
+    assert "## swae3d at scale quick with data.source=real, 40 steps" in text
+    assert "| after | 1 |" in text
+    runs.append(make_run(tmp_path / "runs", "cured"))
+    assert write_report(runs, tmp_path / "mixed") is not None
+    mixed = (tmp_path / "mixed" / "report.md").read_text()
+    assert "## swae3d at scale quick, 40 steps" in mixed
+    assert "| cured | 1 |" in mixed and r"| after\{data.source=real\} | 1 |" in mixed
