@@ -80,7 +80,8 @@ class Picture:
 class StepContext(Protocol):
     """What a task may use and record during one step; nothing here waits for the device.
 
-    ``step`` is the batch position, ``epoch`` the pass over the training items. Counts and diagnostics stay
+    ``step`` is the batch position, ``epoch`` the pass over the training items, ``ids`` name the samples of the batch that
+    is handed over with it (a part of the step's, where micro-batches or ranks share it). Counts and diagnostics stay
     device tensors; the trainer reads them with the other signals of the step.
     """
 
@@ -88,6 +89,7 @@ class StepContext(Protocol):
     step: int
     epoch: int
     device: torch.device
+    ids: Sequence[str]
 
     def generator(self, purpose: str) -> torch.Generator:
         """A generator on the step's device, keyed by (seed, purpose, step)."""

@@ -18,7 +18,7 @@ from hpcstab.stability.gate.retrial import reason_of
 from hpcstab.stability.guards.health import HealthProbe, Readings
 from hpcstab.stability.random_state import seed_all
 from hpcstab.task import Batch, Task
-from hpcstab.training.batches import StepBatch, micro_batches, to_device
+from hpcstab.training.batches import StepBatch, ids_of_part, micro_batches, to_device
 from hpcstab.training.context import TrainingContext
 from hpcstab.training.measure import ModuleNorms, ModuleProbe, finite_flag
 from hpcstab.training.objective import Objective, check_terms
@@ -207,7 +207,8 @@ class StepRunner:
         return torch.stack(losses).sum(), combined, norms
 
     def _terms(self, batch: Batch, item: StepBatch, micro: int) -> tuple[dict[str, Tensor], TrainingContext]:
-        context = TrainingContext(self.seed, item.step, item.epoch, self.device, micro, self.ranks.rank)
+        ids = ids_of_part(item.ids, self.num_micro_batches, micro)
+        context = TrainingContext(self.seed, item.step, item.epoch, self.device, micro, self.ranks.rank, ids)
         with autocast(self.precision, self.device):
             return dict(self.task.loss_terms(self.network, to_device(batch, self.device), context)), context
 
