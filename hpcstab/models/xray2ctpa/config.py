@@ -9,6 +9,8 @@ from pydantic import Field, Strict, model_validator
 from hpcstab.config import DataConfig, LossesConfig, RunConfig, Section
 from hpcstab.config.common import OptimizerConfig
 
+SMALLEST_GRID = 4
+"""Voxels an edge: 3D convolutions of bf16 on a CPU read memory that was never written on grids of 2 (torch 2.13)."""
 Widths = Annotated[tuple[int, ...], Strict(False)]
 
 
@@ -168,10 +170,11 @@ class Config(RunConfig):
     @model_validator(mode="after")
     def _patches_fit(self) -> Config:
         halvings = len(self.network.channels) - 1 + len(self.network.unet_channels) - 1
-        if self.data.patch_size % 2**halvings:
+        multiple = SMALLEST_GRID * 2**halvings
+        if self.data.patch_size % multiple:
             raise ValueError(
                 f"a patch has data.volume_size / data.patches_per_axis = {self.data.patch_size} voxels an edge, which"
-                f" network.channels and network.unet_channels halve {halvings} times: make it a multiple of"
-                f" {2**halvings}"
+                f" network.channels and network.unet_channels halve {halvings} times: make it a multiple of {multiple},"
+                f" so that {SMALLEST_GRID} voxels or a multiple of them are left"
             )
         return self

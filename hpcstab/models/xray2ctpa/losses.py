@@ -13,6 +13,7 @@ from torch import Tensor
 from hpcstab.models.xray2ctpa.features import FrozenFeatures
 from hpcstab.stability.numerics import at_least_fp32
 
+_ROOT_EPS = 1e-12  # equal images have a gradient of 0, not 0 / 0
 NUM_IMAGE_CHANNELS = 3  # what an image network reads
 _SD_LOW, _SD_HIGH, _SD_FACTOR = -12.911299, 9.596558, 0.18215
 """Constants of another autoencoder's latents that the write-up's program applies to its own before the image network."""
@@ -44,9 +45,13 @@ def slices(volumes: Tensor, numbers: Tensor) -> Tensor:
 
 
 def perceptual_distances(rebuilt: Tensor, truth: Tensor, features: FrozenFeatures) -> Tensor:
-    """Mean absolute difference of frozen features of each image, mean over their layers, (B,)."""
+    """Root of the mean squared difference of frozen features of each image, mean over their layers, (B,).
+
+    A mean absolute difference would hide an overflow from the gradient: torch's sign of NaN is 0.
+    """
     pairs = zip(features(rebuilt), features(truth), strict=True)
-    return torch.stack([(ours - theirs).abs().flatten(1).mean(1) for ours, theirs in pairs]).mean(0)
+    squared = [at_least_fp32(ours - theirs).square().flatten(1).mean(1) for ours, theirs in pairs]
+    return (torch.stack(squared) + _ROOT_EPS).sqrt().mean(0)
 
 
 def only_where(kept: Tensor, values: Tensor, otherwise: Tensor) -> Tensor:
