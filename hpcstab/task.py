@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from hpcstab.config import RunConfig
+from hpcstab.config.common import OptimizerConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,8 +81,7 @@ class Picture:
 class StepContext(Protocol):
     """What a task may use and record during one step; nothing here waits for the device.
 
-    ``step`` is the batch position, ``epoch`` the pass over the training items, ``ids`` name the samples of the batch that
-    is handed over with it (a part of the step's, where micro-batches or ranks share it). Counts and diagnostics stay
+    ``step`` is the batch position, ``epoch`` the pass over the training items. Counts and diagnostics stay
     device tensors; the trainer reads them with the other signals of the step.
     """
 
@@ -89,7 +89,6 @@ class StepContext(Protocol):
     step: int
     epoch: int
     device: torch.device
-    ids: Sequence[str]
 
     def generator(self, purpose: str) -> torch.Generator:
         """A generator on the step's device, keyed by (seed, purpose, step)."""
@@ -175,6 +174,18 @@ class DataFinding:
     split: str
     count: int
     message: str
+
+
+class OwnOptimizers(Protocol):
+    """What a task may offer beside :class:`Task`: optimizers of its own for parts of the network."""
+
+    def optimizers(self, network: nn.Module) -> Mapping[str, tuple[OptimizerConfig, Sequence[Tensor]]]:
+        """By name: the config of each and its parameters; every parameter that is trained has exactly one.
+
+        Without it ``config.optimizer`` steps all of them. One gate decision covers all optimizers; the schedule of
+        ``config.optimizer`` is theirs too, each from its own rate.
+        """
+        ...
 
 
 TaskFactory = Callable[[Any, int], Task]

@@ -7,6 +7,8 @@ is a blurred thorax and no good answer. No patient is in them. N = edge of the c
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,7 +37,8 @@ def thorax(size: int, seed: int, sample_id: int) -> Volume:
     volume = _anatomy(size, draw)
     noise = np.random.default_rng(keyed_seed(seed, "thorax_noise", sample_id, size))
     volume += _NOISE_HU * noise.standard_normal(volume.shape, dtype=np.float32)
-    return np.clip(volume, -1024.0, 3071.0)
+    clipped: Volume = np.clip(volume, -1024.0, 3071.0)
+    return clipped
 
 
 def _anatomy(size: int, draw: np.random.Generator) -> Volume:
@@ -68,7 +71,9 @@ def _anatomy(size: int, draw: np.random.Generator) -> Volume:
 
     turns, phase = draw.uniform(6.0, 8.0), draw.uniform(0.0, 1.0)
     ring = np.sqrt((x / (wide - 0.09)) ** 2 + (y / (deep - 0.09)) ** 2)
-    ribs = np.exp(-(((ring - 1.0) / 0.06) ** 2)) * _step((np.cos(2 * np.pi * (turns * (z + 0.3 * y) / 2 + phase)) - 0.3) / 0.3)
+    ribs = np.exp(-(((ring - 1.0) / 0.06) ** 2)) * _step(
+        (np.cos(2 * np.pi * (turns * (z + 0.3 * y) / 2 + phase)) - 0.3) / 0.3
+    )
     spine = _inside((x / 0.11) ** 2 + ((y + deep - 0.22) / 0.11) ** 2, soft)
     spine = spine * (0.75 + 0.25 * np.cos(2 * np.pi * 1.6 * turns * z / 2))
     volume += np.clip(ribs * body, 0.0, 1.0) * (BONE_HU - volume)
@@ -114,11 +119,11 @@ def _draw_tube(
     volume[part] += filled * (CONTRAST_HU - volume[part])
 
 
-def _inside(level: Volume, soft: float) -> Volume:
+def _inside(level: NDArray[Any], soft: float) -> Volume:
     """1 where ``level`` is below 1, falling to 0 above it over about ``soft``."""
     return _step((1.0 - level) / soft)
 
 
-def _step(values: Volume) -> Volume:
-    smooth: Volume = 0.5 * (1.0 + np.tanh(np.clip(values, -10.0, 10.0)))
-    return smooth
+def _step(values: NDArray[Any]) -> Volume:
+    smooth = 0.5 * (1.0 + np.tanh(np.clip(values, -10.0, 10.0)))
+    return smooth.astype(np.float32)

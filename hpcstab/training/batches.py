@@ -114,9 +114,3 @@ def micro_batches(batch: Batch, count: int) -> list[Batch]:
         columns = [micro_batches(value, count) for value in batch]
         return [type(batch)(column[index] for column in columns) for index in range(count)]
     return [batch] * count
-
-
-def ids_of_part(ids: tuple[str, ...], count: int, index: int) -> tuple[str, ...]:
-    """The ids of the samples in part ``index`` of :func:`micro_batches`."""
-    size = len(ids) // count
-    return ids[index * size : (index + 1) * size]

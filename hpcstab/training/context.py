@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -21,7 +20,6 @@ class TrainingContext:
     device: torch.device
     micro_batch: int = 0
     rank: int = 0
-    ids: Sequence[str] = ()
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
     _masked: list[Tensor] = field(default_factory=list)
     _limited: list[Tensor] = field(default_factory=list)

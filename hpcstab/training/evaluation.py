@@ -82,7 +82,7 @@ def evaluate(
         network.eval()
         batches = _batches(task, max_samples)
         for index, ids in enumerate(groups):
-            context.batch, context.ids = index, ids
+            context.batch = index
             seed_all(keyed_seed(context.seed, "evaluation", index))
             try:
                 partials = task.evaluate(network, to_device(next(batches), context.device), context)

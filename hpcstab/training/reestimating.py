@@ -15,7 +15,7 @@ from hpcstab.stability.batchnorm.layers import norm_layers
 from hpcstab.stability.batchnorm.reestimate import reestimate
 from hpcstab.stability.random_state import random_state_kept, seed_all
 from hpcstab.task import Task
-from hpcstab.training.batches import StepBatch, TrainingBatches, ids_of_part, micro_batches, to_device
+from hpcstab.training.batches import StepBatch, TrainingBatches, micro_batches, to_device
 from hpcstab.training.build import build_network
 from hpcstab.training.context import TrainingContext
 from hpcstab.training.precision import autocast, pick_device, set_tf32
@@ -55,8 +55,7 @@ def reestimate_statistics(
         def forward(item: StepBatch) -> None:
             seed_all(keyed_seed(seed, "step", item.step))
             for index, part in enumerate(micro_batches(item.batch, config.trainer.micro_batches)):
-                ids = ids_of_part(item.ids, config.trainer.micro_batches, index)
-                context = TrainingContext(seed, item.step, item.epoch, device, index, ids=ids)
+                context = TrainingContext(seed, item.step, item.epoch, device, index)
                 with autocast(config.precision, device):
                     task.loss_terms(network, to_device(part, device), context)
 

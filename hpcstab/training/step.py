@@ -18,11 +18,11 @@ from hpcstab.stability.gate.retrial import reason_of
 from hpcstab.stability.guards.health import HealthProbe, Readings
 from hpcstab.stability.random_state import seed_all
 from hpcstab.task import Batch, Task
-from hpcstab.training.batches import StepBatch, ids_of_part, micro_batches, to_device
+from hpcstab.training.batches import StepBatch, micro_batches, to_device
 from hpcstab.training.context import TrainingContext
 from hpcstab.training.measure import ModuleNorms, ModuleProbe, finite_flag
 from hpcstab.training.objective import Objective, check_terms
-from hpcstab.training.optimizers import set_learning_rate
+from hpcstab.training.optimizers import Optimizers
 from hpcstab.training.precision import autocast
 from hpcstab.training.ranks import ALONE, Ranks
 from hpcstab.training.terms import TermNorms, bad_terms, measure_terms
@@ -83,7 +83,7 @@ class StepRunner:
 
     task: Task
     network: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizers
     gate: Gate
     objective: Objective
     statistics: RunningStatistics
@@ -117,8 +117,8 @@ class StepRunner:
             stop_asked: this rank was asked to stop; all ranks read it with the signals of the step.
         """
         self.seed_step(item.step)
-        set_learning_rate(self.optimizer, lr)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.set_learning_rate(lr)
+        self.optimizer.zero_grad()
         self.gate.begin(item.step)
         if self.ranks.count > 1:
             self.ranks.take_buffers_of_first(self.gate.buffers.current())
@@ -207,8 +207,7 @@ class StepRunner:
         return torch.stack(losses).sum(), combined, norms
 
     def _terms(self, batch: Batch, item: StepBatch, micro: int) -> tuple[dict[str, Tensor], TrainingContext]:
-        ids = ids_of_part(item.ids, self.num_micro_batches, micro)
-        context = TrainingContext(self.seed, item.step, item.epoch, self.device, micro, self.ranks.rank, ids)
+        context = TrainingContext(self.seed, item.step, item.epoch, self.device, micro, self.ranks.rank)
         with autocast(self.precision, self.device):
             return dict(self.task.loss_terms(self.network, to_device(batch, self.device), context)), context
 

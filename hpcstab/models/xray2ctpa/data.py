@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from hpcstab.data.blocks import to_blocks
+from hpcstab.data.chest_scans import EDGE_MM as SCAN_EDGE_MM
+from hpcstab.data.chest_scans import HIGHEST_HU, LOWEST_HU, chest_scans, smoothed, to_cube
+from hpcstab.data.scan_pairs import ScanPair, read_pairs
 from hpcstab.data.thorax import AIR_HU, EDGE_MM, thorax
 from hpcstab.models.xray2ctpa.config import Data
-from hpcstab.models.xray2ctpa.projection import HIGHEST_HU, LOWEST_HU, project
+from hpcstab.models.xray2ctpa.projection import project
 from hpcstab.seeds import keyed_seed
 from hpcstab.task import DataFinding, Split
 
@@ -45,8 +50,8 @@ class Chests:
 class Patches:
     """The training items: a patch each, of all volumes.
 
-    An item: ``volume`` (1, p, p, p), in [0, 1] by the volume's own range; ``xray`` (1, S, S); ``coordinates`` (3,) of
-    the patch's centre in [-1, 1]; ``number`` among the items; ``constant``: was it one value, and made 0.5?
+    An item: ``volume`` (1, p, p, p), in [0, 1] by the volume's own range; ``xray`` (1, S, S); ``places`` (2, 3), its
+    first and last corner in the volume, which spans [-1, 1]; ``number`` among the items; ``constant``: was it one value, and made 0.5?
     """
 
     items: list[dict[str, Tensor]]
@@ -61,7 +66,7 @@ class Patches:
 
 @dataclass(frozen=True)
 class Volumes:
-    """The held-out items: whole volumes, ``volume`` (P, 1, p, p, p), ``coordinates`` (P, 3), ``xray`` (1, S, S).
+    """The held-out items: whole volumes, ``volume`` (P, 1, p, p, p), ``places`` (P, 2, 3), ``xray`` (1, S, S).
 
     ``range_hu`` (2,): what 0 and 1 of the volume are; ``spacing_mm`` (1,).
     """
@@ -96,18 +101,19 @@ class Pairs:
 
     @cached_property
     def train(self) -> Patches:
-        items, ids = [], []
+        items: list[dict[str, Tensor]] = []
+        ids = []
         for chest in self.chests.splits["train"]:
-            patches, coordinates = self._cut(chest)
+            patches, places = self._cut(chest)
             xray = torch.from_numpy(chest.xray)[None]
-            for index, (patch, at) in enumerate(zip(patches, coordinates, strict=True)):
+            for index, (patch, at) in enumerate(zip(patches, places, strict=True)):
                 low, high = float(patch.min()), float(patch.max())
                 if low == high:
                     self.num_constant += 1
                     if self.data.constant == "drop":
                         self.num_dropped += 1
                         continue
-                item = {"volume": self._filled(patch), "xray": xray, "coordinates": at}
+                item = {"volume": self._filled(patch), "xray": xray, "places": at}
                 is_filled = low == high and self.data.constant == "half"
                 items.append({**item, "number": torch.tensor(len(items)), "constant": torch.tensor(is_filled)})
                 ids.append(f"{chest.name}_p{index:03d}")
@@ -115,10 +121,11 @@ class Pairs:
 
     @cached_property
     def validation(self) -> Volumes:
-        items, ids = [], []
+        items: list[dict[str, Tensor]] = []
+        ids = []
         for chest in self.chests.splits["validation"]:
-            patches, coordinates = self._cut(chest)
-            item = {"volume": patches, "xray": torch.from_numpy(chest.xray)[None], "coordinates": coordinates}
+            patches, places = self._cut(chest)
+            item = {"volume": patches, "xray": torch.from_numpy(chest.xray)[None], "places": places}
             items.append(
                 {**item, "range_hu": torch.tensor(_range_of(chest)), "spacing_mm": torch.tensor([chest.spacing_mm])}
             )
@@ -130,12 +137,14 @@ class Pairs:
         return ((chest.name, chest.volume) for chest in self.chests.splits[split])
 
     def _cut(self, chest: Chest) -> tuple[Tensor, Tensor]:
-        """Patches (P, 1, p, p, p), in [0, 1] where the volume is not constant, and their centres (P, 3)."""
+        """Patches (P, 1, p, p, p), in [0, 1] where the volume is not constant, and their corners (P, 2, 3)."""
         low, high = _range_of(chest)
         scaled = chest.volume if low == high else (chest.volume - low) / (high - low)
         patches = torch.from_numpy(to_blocks(scaled.astype(np.float32), self.data.patch_size))
-        centres = (torch.arange(self.data.patches_per_axis) + 0.5) * (2.0 / self.data.patches_per_axis) - 1.0
-        return patches, torch.cartesian_prod(centres, centres, centres).reshape(-1, 3)
+        edge = 2.0 / self.data.patches_per_axis
+        first = torch.arange(self.data.patches_per_axis) * edge - 1.0
+        corners = torch.cartesian_prod(first, first, first).reshape(-1, 3)
+        return patches, torch.stack([corners, corners + edge], dim=1)
 
     def _filled(self, patch: Tensor) -> Tensor:
         is_constant = bool(patch.min() == patch.max())
@@ -145,7 +154,7 @@ class Pairs:
 def make_chest(name: str, volume_hu: Volume, spacing_mm: float, xray_size: int) -> Chest:
     """A chest whose X-ray is its own projection."""
     cut = np.clip(volume_hu, LOWEST_HU, HIGHEST_HU).astype(np.float32)
-    film = project(torch.from_numpy(cut)[None, None], spacing_mm, xray_size)[0, 0].numpy()
+    film = project(torch.from_numpy(cut)[None, None], torch.tensor([[spacing_mm]]), xray_size)[0, 0].numpy()
     return Chest(name, cut, film, spacing_mm)
 
 
@@ -172,9 +181,54 @@ def synthetic_chests(data: Data, seed: int) -> Chests:
     return Chests(splits, facts)
 
 
+def real_chests(data: Data, seed: int) -> Chests:
+    """Seeded poses of one patient's CT; two others are held out."""
+    found = chest_scans(data.volume_size, data.num_samples, seed)
+    spacing_mm = SCAN_EDGE_MM / data.volume_size
+    parts: dict[Split, list[tuple[str, Volume]]] = {"train": found.train, "validation": found.validation}
+    return Chests(
+        {
+            split: [make_chest(name, volume, spacing_mm, data.xray_size) for name, volume in part]
+            for split, part in parts.items()
+        },
+        found.facts,
+    )
+
+
+def folder_chests(data: Data) -> Chests:
+    """The pairs of a user's folder in the order of their names, the last ones held out; cubes as large as each CT."""
+    found = read_pairs(Path(data.path or ""))
+    chests = []
+    for pair in found.pairs:
+        edge_mm = max(n * step for n, step in zip(pair.ct.voxels.shape, pair.ct.spacing_mm, strict=True))
+        spacing_mm = edge_mm / data.volume_size
+        volume = to_cube(smoothed(pair.ct, spacing_mm), data.volume_size, edge_mm)
+        chests.append(Chest(pair.name, volume, _film_on_cube(pair, edge_mm, data.xray_size), spacing_mm))
+    num_train = min(len(chests) - 1, max(1, round(data.train_split * len(chests))))
+    return Chests({"train": chests[:num_train], "validation": chests[num_train:]}, found.facts, found.findings)
+
+
 def chests_of(data: Data, seed: int) -> Chests:
-    """The chests that ``data.source`` asks for."""
-    return synthetic_chests(data, seed)
+    """The chests that ``data.source`` asks for.
+
+    Raises:
+        DataError: real data were not fetched, or a folder has no pairs that can be used.
+    """
+    if data.source == "real":
+        return real_chests(data, seed)
+    return folder_chests(data) if data.source == "folder" else synthetic_chests(data, seed)
+
+
+def _film_on_cube(pair: ScanPair, edge_mm: float, size: int) -> Volume:
+    """The film (S, S) of the whole cube: black where the cube is larger than the CT."""
+    width, _, height = (
+        min(size, max(1, round(size * n * step / edge_mm)))
+        for n, step in zip(pair.ct.voxels.shape, pair.ct.spacing_mm, strict=True)
+    )
+    film = torch.from_numpy(pair.film)[None, None]
+    resized = functional.interpolate(film, size=(height, width), mode="bilinear", antialias=True)[0, 0].numpy()
+    top, left = (size - height) // 2, (size - width) // 2
+    return np.pad(resized, ((top, size - height - top), (left, size - width - left)))
 
 
 def _range_of(chest: Chest) -> tuple[float, float]:

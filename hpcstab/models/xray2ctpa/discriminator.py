@@ -33,7 +33,8 @@ class Discriminator(nn.Module):
 def adversarial(discriminator: nn.Module, rebuilt: Tensor) -> Tensor:
     """What the network pays for latents that are told from true ones; the discriminator itself gets no gradient."""
     fixed = {name: value.detach() for name, value in discriminator.named_parameters()}
-    return -functional_call(discriminator, fixed, (rebuilt,)).mean()
+    logits: Tensor = functional_call(discriminator, fixed, (rebuilt,))
+    return -logits.mean()
 
 
 def hinge(discriminator: nn.Module, true: Tensor, rebuilt: Tensor) -> Tensor:

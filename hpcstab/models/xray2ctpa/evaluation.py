@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from hpcstab.data.blocks import from_blocks
 from hpcstab.models.xray2ctpa.config import Config
 from hpcstab.models.xray2ctpa.data import Patches, Volumes
 from hpcstab.models.xray2ctpa.losses import distances
@@ -34,7 +33,9 @@ DIFFUSION_METRICS = (
         Metric(name, "1", "lower", f"loss over that of predicting zero, t / T from {index / NUM_BUCKETS:g} on")
         for index, name in enumerate(RATIOS)
     ),
-    Metric("worst_loss_ratio", "1", "lower", "largest of the loss ratios with t / T >= 0.25; below 1 something is learned"),
+    Metric(
+        "worst_loss_ratio", "1", "lower", "largest of the loss ratios with t / T >= 0.25; below 1 something is learned"
+    ),
 )
 
 
@@ -50,7 +51,7 @@ def evaluate_diffusion(
 ) -> dict[str, Partial]:
     """The second stage: the loss by t against predicting zero, and sampled volumes against true ones."""
     patches, edge = batch["volume"], config.data.volume_size
-    flat, coordinates = patches.flatten(0, 1), batch["coordinates"].flatten(0, 1)
+    flat, places = patches.flatten(0, 1), batch["places"].flatten(0, 1)
     codes = network.code(batch["xray"]).repeat_interleave(patches.shape[1], 0)
     latents = at_least_fp32(network.encode(flat))
     generator = context.generator("evaluation")
@@ -59,33 +60,32 @@ def evaluate_diffusion(
     for bucket, name in enumerate(RATIOS):
         within = torch.rand(len(flat), generator=generator, device=context.device)
         t = ((bucket + within) * (network.schedule.num_timesteps / NUM_BUCKETS)).long()
-        predicted = network(
-            network.schedule.noisy(latents, noise, t), t, network.condition(codes, coordinates)
-        )
+        predicted = network(network.schedule.noisy(latents, noise, t), t, codes, places)
         target = network.schedule.target(latents, noise, t)
         partials[f"{name}_loss"] = Sum(distances(predicted, target, config.losses.distance).double().sum())
-        partials[f"{name}_zero"] = Sum(distances(torch.zeros_like(target), target, config.losses.distance).double().sum())
-    sampled = sample_patches(network, codes, coordinates, latents.shape, generator).reshape(patches.shape)
+        partials[f"{name}_zero"] = Sum(
+            distances(torch.zeros_like(target), target, config.losses.distance).double().sum()
+        )
+    sampled = sample_patches(network, codes, places, latents.shape, generator).reshape(patches.shape)
     volumes, truth = whole(sampled, edge), whole(patches, edge)
-    films = project_scaled(volumes, batch["range_hu"], float(config.data.volume_size), batch)
+    films = films_of(volumes, batch)
     errors = mean_absolute_error(films, batch["xray"]).double().sum()
     return {**partials, **_quality(volumes, truth), "projection_mae": Sum(errors)}
 
 
 def sample_patches(
-    network: LatentDiffusion, codes: Tensor, coordinates: Tensor, shape: torch.Size, generator: torch.Generator
+    network: LatentDiffusion, codes: Tensor, places: Tensor, shape: torch.Size, generator: torch.Generator
 ) -> Tensor:
     """Patches (B, 1, p, p, p) in [0, 1] from noise of ``shape`` (B, C, d, d, d)."""
     noise = torch.randn(shape, generator=generator, device=codes.device)
-    latents = sample(network, codes, coordinates, noise, generator)
+    latents = sample(network, codes, places, noise, generator)
     return at_least_fp32(network.decode(latents)).clamp(0.0, 1.0)
 
 
-def project_scaled(volumes: Tensor, range_hu: Tensor, _edge: float, batch: Mapping[str, Tensor]) -> Tensor:
-    """Films (V, 1, S, S) of volumes (V, 1, N, N, N) in [0, 1] whose 0 and 1 are ``range_hu`` (V, 2)."""
-    low, high = (column.reshape(-1, 1, 1, 1, 1) for column in range_hu.unbind(1))
-    spacing = batch["spacing_mm"].reshape(-1, 1, 1, 1)
-    return project(volumes * (high - low) + low, spacing, batch["xray"].shape[-1])
+def films_of(volumes: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """Films (V, 1, S, S) of volumes (V, 1, N, N, N) in [0, 1], made as those of the ``batch`` of :class:`Volumes`."""
+    low, high = (column.reshape(-1, 1, 1, 1, 1) for column in batch["range_hu"].unbind(1))
+    return project(volumes * (high - low) + low, batch["spacing_mm"], batch["xray"].shape[-1])
 
 
 def whole(patches: Tensor, edge: int) -> Tensor:
@@ -109,7 +109,7 @@ def mean_patches(train: Patches) -> Tensor:
     """The mean training patch at each place of the volume, (P, 1, p, p, p)."""
     by_place: dict[tuple[float, ...], list[Tensor]] = {}
     for item in train.items:
-        by_place.setdefault(tuple(item["coordinates"].tolist()), []).append(item["volume"])
+        by_place.setdefault(tuple(item["places"].flatten().tolist()), []).append(item["volume"])
     return torch.stack([torch.stack(by_place[place]).mean(0) for place in sorted(by_place)])
 
 
@@ -121,7 +121,7 @@ def scores_of(validation: Volumes, predict: Callable[[Tensor], Tensor]) -> dict[
         edge = round(patches.shape[1] ** (1 / 3)) * patches.shape[-1]
         volumes = whole(predict(patches).clamp(0.0, 1.0), edge)
         partials: dict[str, Partial] = _quality(volumes, whole(patches, edge))
-        films = project_scaled(volumes, item["range_hu"][None], edge, {k: v[None] for k, v in item.items()})
+        films = films_of(volumes, {name: value[None] for name, value in item.items()})
         partials["projection_mae"] = Sum(mean_absolute_error(films, item["xray"][None]).sum())
         for name, part in partials.items():
             totals[name] = totals.get(name, 0.0) + float(part.value)

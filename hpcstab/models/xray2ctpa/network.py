@@ -21,7 +21,8 @@ _TIME_SCALE = 1000.0  # the embedding's frequencies are made for steps of 0..100
 class LatentDiffusion(nn.Module):
     """Predicts noise (or v) of noisy latents under an X-ray.
 
-    Forward: noisy latents (B, C, d, d, d), t (B,) int64, condition (B, E) of :meth:`condition` -> (B, C, d, d, d).
+    Forward: noisy latents (B, C, d, d, d), t (B,) int64, codes (B, E) of X-rays, places (B, 2, 3) of the patches: their
+    first and last corner in the volume, which spans [-1, 1] -> (B, C, d, d, d).
 
     Attributes:
         shift, scale: latents of the U-Net are (latents of the autoencoder - shift) x scale, by channel, (C, 1, 1, 1).
@@ -38,9 +39,12 @@ class LatentDiffusion(nn.Module):
         self.autoencoder = autoencoder.freeze()
         self.image_encoder = ImageEncoder(keys.condition_size)
         self.null_condition = nn.Parameter(torch.zeros(keys.condition_size))
-        num_coordinates = 3 if keys.coordinates else 0
         self.unet = DenoisingUNet(
-            keys.latent_channels, keys.unet_channels, keys.condition_size + num_coordinates, attention=keys.attention
+            keys.latent_channels,
+            keys.unet_channels,
+            keys.condition_size,
+            num_places=3 if keys.coordinates else 0,
+            attention=keys.attention,
         )
         self.schedule = NoiseSchedule(keys.num_timesteps, keys.prediction, zero_terminal_snr=keys.zero_terminal_snr)
         self.discriminator = Discriminator(keys.latent_channels) if is_adversarial else None
@@ -50,10 +54,12 @@ class LatentDiffusion(nn.Module):
         self._withheld: Tensor | None = None
         for parameter in self.parameters():
             if parameter.requires_grad:
-                parameter.register_hook(self._as_withheld)
+                parameter.register_hook(self._as_withheld)  # type: ignore[no-untyped-call]
 
-    def forward(self, noisy: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        predicted: Tensor = self.unet(noisy, t * (_TIME_SCALE / self.schedule.num_timesteps), condition)
+    def forward(self, noisy: Tensor, t: Tensor, codes: Tensor, places: Tensor) -> Tensor:
+        grid = voxel_places(places, noisy.shape[-1]) if self.keys.coordinates else None
+        time = t * (_TIME_SCALE / self.schedule.num_timesteps)
+        predicted: Tensor = self.unet(noisy, time, codes * codes.shape[1] ** 0.5, grid)  # numbers of about 1
         return predicted
 
     @torch.no_grad()
@@ -71,11 +77,9 @@ class LatentDiffusion(nn.Module):
         codes: Tensor = self.image_encoder(xrays)
         return codes
 
-    def condition(self, codes: Tensor, coordinates: Tensor, dropped: Tensor | None = None) -> Tensor:
-        """Codes (B, E), the learned null one where ``dropped`` (B,), and coordinates (B, 3) where they are given."""
-        if dropped is not None:
-            codes = torch.where(dropped[:, None], self.null_condition.to(codes.dtype), codes)
-        return torch.cat([codes, coordinates.to(codes.dtype)], dim=1) if self.keys.coordinates else codes
+    def or_null(self, codes: Tensor, dropped: Tensor) -> Tensor:
+        """Codes (B, E), the learned null condition where ``dropped`` (B,)."""
+        return torch.where(dropped[:, None], self.null_condition.to(codes.dtype), codes)
 
     def withhold_gradients(self, withheld: Tensor) -> None:
         """Until the next call parameters get gradients of 0 where ``withheld`` (0-d boolean) holds.
@@ -95,7 +99,7 @@ class LatentDiffusion(nn.Module):
         A range of the codebook below 1e-6 leaves latents as they are, as the write-up's guard does.
         """
         if self.keys.latent_norm == "standardized":
-            latents = torch.cat([self.autoencoder.encode(part) for part in patches.split(batch_size)])
+            latents = torch.cat([self.autoencoder.encode(part) for part in torch.split(patches, batch_size)])
             self.shift.copy_(latents.mean((0, 2, 3, 4)).reshape(self.shift.shape))
             self.scale.copy_(1.0 / latents.std((0, 2, 3, 4)).clamp(min=_RANGE_EPS).reshape(self.scale.shape))
         else:
@@ -105,5 +109,15 @@ class LatentDiffusion(nn.Module):
             if width > _RANGE_EPS:
                 self.shift.fill_(float(low + high) / 2.0)
                 self.scale.fill_(2.0 / (width + eps))
-        bounds = [self.encode(part).abs().amax() for part in patches.split(batch_size)]
+        bounds = [self.encode(part).abs().amax() for part in torch.split(patches, batch_size)]
         self.latent_bound.copy_(torch.stack(bounds).amax())
+
+
+def voxel_places(places: Tensor, edge: int) -> Tensor:
+    """Where each voxel of a patch lies in the volume, (B, 3, d, d, d), from the patch's corners (B, 2, 3)."""
+    within = (torch.arange(edge, device=places.device, dtype=places.dtype) + 0.5) / edge
+    along = places[:, 0, :, None] + within * (places[:, 1] - places[:, 0])[:, :, None]  # (B, 3, d)
+    x, y, z = along.unbind(1)
+    shape = (len(places), edge, edge, edge)
+    spread = (x[:, :, None, None], y[:, None, :, None], z[:, None, None, :])
+    return torch.stack([axis.expand(shape) for axis in spread], dim=1)

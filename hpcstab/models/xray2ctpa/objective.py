@@ -5,7 +5,6 @@ Guards act on the device and are counted there: a check that asks "is any of it 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -48,14 +47,16 @@ class DiffusionTerms:
         self._pairs = pairs
         self._features = FrozenFeatures()
 
-    def __call__(self, network: LatentDiffusion, batch: Mapping[str, Tensor], context: StepContext) -> dict[str, Tensor]:
+    def __call__(
+        self, network: LatentDiffusion, batch: Mapping[str, Tensor], context: StepContext
+    ) -> dict[str, Tensor]:
         losses = self._config.losses
         context.count_masked(batch["constant"])
         latents = self._latents(network, batch["volume"], context)
         draws = self._draws(network, latents, batch["number"], context)
-        condition = self._condition(network, batch, draws, context)
+        codes = network.or_null(self._codes(network, batch["xray"], context), draws.dropped)
         noisy = network.schedule.noisy(latents, draws.noise, draws.t)
-        predicted = at_least_fp32(network(noisy, draws.t, condition))
+        predicted = at_least_fp32(network(noisy, draws.t, codes, batch["places"]))
         target = network.schedule.target(latents, draws.noise, draws.t)
         is_finite = torch.ones((), dtype=torch.bool, device=context.device)
         if losses.replace_prediction:
@@ -96,10 +97,8 @@ class DiffusionTerms:
             dropout=self._config.network.condition_dropout,
         )
 
-    def _condition(
-        self, network: LatentDiffusion, batch: Mapping[str, Tensor], draws: Draws, context: StepContext
-    ) -> Tensor:
-        xrays, keys = batch["xray"], self._config.network
+    def _codes(self, network: LatentDiffusion, xrays: Tensor, context: StepContext) -> Tensor:
+        keys = self._config.network
         if keys.replace_inputs:
             xrays, num = replace_nonfinite(xrays)
             context.count_masked(num)
@@ -109,7 +108,7 @@ class DiffusionTerms:
             codes, num_cut = clamped(codes, BOUND)
             context.count_masked(num_replaced)
             context.count_limited(num_cut)
-        return network.condition(codes, batch["coordinates"], draws.dropped)
+        return codes
 
     def _rebuilt(
         self,
@@ -167,18 +166,12 @@ class DiffusionTerms:
         else:
             decode = fp32_island(network.decode) if losses.fp32_features else network.decode
             pictures = [slices(at_least_fp32(decode(rebuilt.latents)), draws.slices), slices(volumes, draws.slices)]
-        if losses.fp32_features:
-            measure, format_ = fp32_island(perceptual_distances), contextlib.nullcontext()
-        else:
-            is_mixed = torch.is_autocast_enabled(device.type)
-            measure, format_ = perceptual_distances, torch.autocast(device.type, torch.float16, enabled=is_mixed)
-        with format_:
-            found = measure(*pictures, self._features.to(device))
-        return at_least_fp32(found).mean()
+        rebuilt_images, true_images = pictures
+        is_fp16 = torch.is_autocast_enabled(device.type) and not losses.fp32_features
+        with torch.autocast(device.type, torch.float16, enabled=is_fp16):
+            return perceptual_distances(rebuilt_images, true_images, self._features.to(device)).mean()
 
-    def _zero_nonfinite(
-        self, terms: dict[str, Tensor], context: StepContext
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    def _zero_nonfinite(self, terms: dict[str, Tensor], context: StepContext) -> tuple[dict[str, Tensor], Tensor]:
         """Where some term is not finite all are 0; each is cut to 0..1000."""
         is_finite = torch.stack([term.isfinite() for term in terms.values()]).all()
         context.count_masked(~is_finite)

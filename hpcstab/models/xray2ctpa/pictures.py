@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hpcstab.models.xray2ctpa.config import Config
 from hpcstab.models.xray2ctpa.data import Volumes
-from hpcstab.models.xray2ctpa.evaluation import project_scaled, sample_patches, whole
+from hpcstab.models.xray2ctpa.evaluation import films_of, sample_patches, whole
 from hpcstab.stability.numerics import at_least_fp32
 from hpcstab.task import Picture, StepContext
 
@@ -25,7 +25,7 @@ def pictures_of(network: nn.Module, validation: Volumes, context: StepContext, c
         made = _made(network, item, context, config)
         rows = []
         for volume in (whole(item["volume"], config.data.volume_size), made):
-            film = project_scaled(volume, item["range_hu"], 0.0, item)[0, 0]
+            film = films_of(volume, item)[0, 0]
             rows.append([film, *_slices(volume[0, 0])])
         pictures.append(Picture(f"{validation.ids[index]}_true_made", _sheet(rows)))
     return pictures
@@ -39,7 +39,7 @@ def _made(network: nn.Module, item: dict[str, Tensor], context: StepContext, con
     else:
         codes = network.code(item["xray"]).expand(len(patches), -1)  # type: ignore[operator]
         shape = network.encode(patches).shape  # type: ignore[operator]
-        made = sample_patches(network, codes, item["coordinates"][0], shape, context.generator("pictures"))  # type: ignore[arg-type]
+        made = sample_patches(network, codes, item["places"][0], shape, context.generator("pictures"))  # type: ignore[arg-type]
     return whole(made[None], config.data.volume_size)
 
 

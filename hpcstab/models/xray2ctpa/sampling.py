@@ -14,8 +14,10 @@ from hpcstab.models.xray2ctpa.network import LatentDiffusion
 from hpcstab.stability.numerics import at_least_fp32
 
 
-def sample(network: LatentDiffusion, codes: Tensor, coordinates: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:
-    """Normalised latents (B, C, d, d, d) from noise of that shape, under codes (B, E) and coordinates (B, 3).
+def sample(
+    network: LatentDiffusion, codes: Tensor, places: Tensor, noise: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Normalised latents (B, C, d, d, d) from noise of that shape, under codes (B, E), at places (B, 2, 3).
 
     The rebuilt x_0 is cut at the largest latent of the training set, in each step.
     """
@@ -24,7 +26,7 @@ def sample(network: LatentDiffusion, codes: Tensor, coordinates: Tensor, noise: 
     latents, x = noise, noise
     for t, following in pairwise([*steps, None]):
         times = torch.full((len(noise),), t, dtype=torch.int64, device=noise.device)
-        predicted = at_least_fp32(_predict(network, x, times, codes, coordinates))
+        predicted = at_least_fp32(_predict(network, x, times, codes, places))
         latents = network.schedule.latents(x, predicted, times)
         latents = latents.clamp(-network.latent_bound, network.latent_bound)
         if following is None:
@@ -37,19 +39,21 @@ def sample(network: LatentDiffusion, codes: Tensor, coordinates: Tensor, noise: 
     return latents
 
 
-def _predict(network: LatentDiffusion, x: Tensor, times: Tensor, codes: Tensor, coordinates: Tensor) -> Tensor:
+def _predict(network: LatentDiffusion, x: Tensor, times: Tensor, codes: Tensor, places: Tensor) -> Tensor:
     """The prediction under the condition, pushed away from that under none where guidance is not 1."""
-    guided: Tensor = network(x, times, network.condition(codes, coordinates))
+    guided: Tensor = network(x, times, codes, places)
     if network.keys.guidance == 1.0:
         return guided
     dropped = torch.ones(len(codes), dtype=torch.bool, device=codes.device)
-    free: Tensor = network(x, times, network.condition(codes, coordinates, dropped))
+    free: Tensor = network(x, times, network.or_null(codes, dropped), places)
     return free + network.keys.guidance * (guided - free)
 
 
 def _noise_between(network: LatentDiffusion, x: Tensor, latents: Tensor, times: Tensor) -> Tensor:
     """The noise that leads from x_0 to x_t."""
-    signal, noise = (table[times].reshape(-1, 1, 1, 1, 1) for table in (network.schedule.signal, network.schedule.noise))
+    signal, noise = (
+        table[times].reshape(-1, 1, 1, 1, 1) for table in (network.schedule.signal, network.schedule.noise)
+    )
     return (x - signal * latents) / noise
 
 

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from hpcstab.config import RunConfig
+from hpcstab.config.common import OptimizerConfig
 from hpcstab.data.checks import check_arrays
+from hpcstab.data.chest_scans import HIGHEST_HU, LOWEST_HU
 from hpcstab.models.xray2ctpa import config as keys
 from hpcstab.models.xray2ctpa.autoencoder import VectorQuantizedAutoencoder, commitment
 from hpcstab.models.xray2ctpa.data import Pairs, Patches, Volumes, chests_of
@@ -29,7 +31,6 @@ from hpcstab.models.xray2ctpa.network import LatentDiffusion
 from hpcstab.models.xray2ctpa.objective import DiffusionTerms
 from hpcstab.models.xray2ctpa.pictures import pictures_of
 from hpcstab.models.xray2ctpa.pretrained import load_autoencoder
-from hpcstab.models.xray2ctpa.projection import HIGHEST_HU, LOWEST_HU
 from hpcstab.stability.numerics import at_least_fp32, fp32_island
 from hpcstab.task import Baseline, DataFinding, Metric, Partial, Picture, Split, StepContext
 
@@ -61,6 +62,19 @@ class Task:
         network.autoencoder.load_state_dict(self._autoencoder.state_dict())
         network.normalize(self._training_patches)
         return network
+
+    def optimizers(self, network: nn.Module) -> Mapping[str, tuple[OptimizerConfig, list[Tensor]]]:
+        """The discriminator, where there is one, has its own."""
+        own: dict[str, Tensor] = {
+            name: value
+            for name, value in network.named_parameters()
+            if name.startswith("discriminator.") and value.requires_grad
+        }
+        others: list[Tensor] = [
+            value for name, value in network.named_parameters() if value.requires_grad and name not in own
+        ]
+        named: dict[str, tuple[OptimizerConfig, list[Tensor]]] = {"network": (self._config.optimizer, others)}
+        return named | ({"discriminator": (self._config.discriminator_optimizer, list(own.values()))} if own else {})
 
     def dataset(self, split: Split) -> Patches | Volumes:
         return self._pairs[split]
