@@ -82,7 +82,8 @@ def to_cube(scan: Scan, size: int, edge_mm: float, pose: NDArray[np.float64] | N
     to_middle[:3, 3] = middle
     affine = to_middle @ (np.eye(4) if pose is None else pose) @ grid
     cube = resample(scan, (size, size, size), affine, order=1, fill=LOWEST_HU)
-    return np.clip(cube.voxels, LOWEST_HU, HIGHEST_HU).astype(np.float32)
+    cut: Volume = np.clip(cube.voxels, LOWEST_HU, HIGHEST_HU).astype(np.float32)
+    return cut
 
 
 def check_hounsfield(scan: Scan, name: str) -> None:

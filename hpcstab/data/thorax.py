@@ -78,13 +78,17 @@ def _anatomy(size: int, draw: np.random.Generator) -> Volume:
     spine = spine * (0.75 + 0.25 * np.cos(2 * np.pi * 1.6 * turns * z / 2))
     volume += np.clip(ribs * body, 0.0, 1.0) * (BONE_HU - volume)
     volume += np.clip(spine, 0.0, 1.0) * (BONE_HU - volume)
-    return volume.astype(np.float32)
+    anatomy: Volume = volume.astype(np.float32)
+    return anatomy
 
 
 def _vessels(draw: np.random.Generator) -> list[tuple[NDArray[np.float64], NDArray[np.float64], float]]:
     """(start, end, radius) of tubes: the aorta, the pulmonary trunk and branches into both lungs."""
     root = np.array([-0.04, 0.05, 0.08])
-    tubes = [(np.array([0.05, -0.2, -1.0]), np.array([0.05, -0.15, 0.35]), 0.075), (root + [0, 0.1, -0.25], root, 0.08)]
+    tubes = [
+        (np.array([0.05, -0.2, -1.0]), np.array([0.05, -0.15, 0.35]), 0.075),
+        (root + np.array([0.0, 0.1, -0.25]), root, 0.08),
+    ]
     for side in (-1.0, 1.0):
         hilum = np.array([side * 0.22, 0.0, draw.uniform(0.0, 0.1)])
         tubes.append((root, hilum, 0.06))
@@ -125,5 +129,5 @@ def _inside(level: NDArray[Any], soft: float) -> Volume:
 
 
 def _step(values: NDArray[Any]) -> Volume:
-    smooth = 0.5 * (1.0 + np.tanh(np.clip(values, -10.0, 10.0)))
-    return smooth.astype(np.float32)
+    smooth: Volume = (0.5 * (1.0 + np.tanh(np.clip(values, -10.0, 10.0)))).astype(np.float32)
+    return smooth

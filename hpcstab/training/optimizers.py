@@ -17,8 +17,8 @@ from hpcstab.task import Task
 class Optimizers:
     """All optimizers of a training as one: one gate decision steps them, one schedule sets their learning rates.
 
-    The schedule is that of ``config.optimizer``; another optimizer's rate is a constant multiple of it, the one that its
-    own config states. With a single optimizer ``state_dict`` is that optimizer's own.
+    The schedule is that of ``config.optimizer``; another optimizer's rate is a constant multiple of it: it begins
+    with the one that its own config states. With a single optimizer ``state_dict`` is that optimizer's own.
     """
 
     def __init__(self, members: Mapping[str, torch.optim.Optimizer], base_lr: float) -> None:
@@ -76,8 +76,8 @@ def build_optimizers(task: Task, network: nn.Module, config: OptimizerConfig) ->
     given = [parameter for _, parameters in wanted.values() for parameter in parameters]
     if len(given) != len(trained) or set(given) != set(trained):
         raise ConfigError(
-            f"task {type(task).__name__}: its optimizers step {len(set(given))} parameters, {len(given)} in all; each of"
-            f" the {len(trained)} that require a gradient must have exactly one"
+            f"task {type(task).__name__}: its optimizers step {len(set(given))} parameters, {len(given)} in all; each"
+            f" of the {len(trained)} that require a gradient must have exactly one"
         )
     members = {name: _build(parameters, own) for name, (own, parameters) in wanted.items()}
     return Optimizers(members, config.lr)

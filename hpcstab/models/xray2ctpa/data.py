@@ -51,7 +51,8 @@ class Patches:
     """The training items: a patch each, of all volumes.
 
     An item: ``volume`` (1, p, p, p), in [0, 1] by the volume's own range; ``xray`` (1, S, S); ``places`` (2, 3), its
-    first and last corner in the volume, which spans [-1, 1]; ``number`` among the items; ``constant``: was it one value, and made 0.5?
+    first and last corner in the volume, which spans [-1, 1]; ``number`` among the items;
+    ``constant``: was it one value, and made 0.5?
     """
 
     items: list[dict[str, Tensor]]
@@ -131,6 +132,11 @@ class Pairs:
             )
             ids.append(chest.name)
         return Volumes(items, ids)
+
+    def some_training_volumes(self, count: int) -> list[Tensor]:
+        """The first ``count`` training volumes, from the first again where there are fewer: (1, P, 1, p, p, p) each."""
+        chests = self.chests.splits["train"]
+        return [self._cut(chests[index % len(chests)])[0][None] for index in range(count)]
 
     def named(self, split: Split) -> Iterator[tuple[str, Volume]]:
         """(id, volume (N, N, N) in HU) of a split."""

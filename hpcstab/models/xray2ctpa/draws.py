@@ -60,8 +60,8 @@ def stratified_timesteps(
 ) -> Tensor:
     """Steps t (B,) int64: over an epoch the items share 0..T-1 equally, each with a part of it for itself.
 
-    The parts are dealt anew in each epoch. With 500 items or more the part at the top is T = 1000's 998 and 999, and one
-    sample of each epoch has it; independent draws would leave it out of a third of the epochs.
+    The parts are dealt anew in each epoch. With 500 items or more the part at the top is T = 1000's 998 and 999, and
+    one sample of each epoch has it; independent draws would leave it out of a third of the epochs.
 
     Args:
         numbers: (B,) of the samples; within: (B,) in [0, 1), the place inside a sample's part.

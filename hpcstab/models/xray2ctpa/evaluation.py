@@ -113,13 +113,13 @@ def mean_patches(train: Patches) -> Tensor:
     return torch.stack([torch.stack(by_place[place]).mean(0) for place in sorted(by_place)])
 
 
-def scores_of(validation: Volumes, predict: Callable[[Tensor], Tensor]) -> dict[str, float]:
-    """Quality of what a method answers to held-out volumes as patches (1, P, 1, p, p, p)."""
+def scores_of(validation: Volumes, predict: Callable[[Tensor, int], Tensor]) -> dict[str, float]:
+    """Quality of what a method answers to each held-out volume, as patches (1, P, 1, p, p, p), and its index."""
     totals: dict[str, float] = {}
-    for item in validation.items:
+    for index, item in enumerate(validation.items):
         patches = item["volume"][None]
         edge = round(patches.shape[1] ** (1 / 3)) * patches.shape[-1]
-        volumes = whole(predict(patches).clamp(0.0, 1.0), edge)
+        volumes = whole(predict(patches, index).clamp(0.0, 1.0), edge)
         partials: dict[str, Partial] = _quality(volumes, whole(patches, edge))
         films = films_of(volumes, {name: value[None] for name, value in item.items()})
         partials["projection_mae"] = Sum(mean_absolute_error(films, item["xray"][None]).sum())

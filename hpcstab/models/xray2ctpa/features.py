@@ -1,7 +1,7 @@
 """Frozen networks with a fixed draw of weights: nothing is downloaded, nothing is trained.
 
-They stand where the write-up has RadImageNet's ResNet50 (perceptual term) and BiomedCLIP (condition): no measure of what
-people see, but of the form, the cost and the number format of those.
+They stand where the write-up has RadImageNet's ResNet50 (perceptual term) and BiomedCLIP (condition): no measure of
+what people see, but of the form, the cost and the number format of those.
 """
 
 from __future__ import annotations

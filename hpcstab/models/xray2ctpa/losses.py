@@ -15,8 +15,8 @@ from hpcstab.stability.numerics import at_least_fp32
 
 _ROOT_EPS = 1e-12  # equal images have a gradient of 0, not 0 / 0
 NUM_IMAGE_CHANNELS = 3  # what an image network reads
-_SD_LOW, _SD_HIGH, _SD_FACTOR = -12.911299, 9.596558, 0.18215
-"""Constants of another autoencoder's latents that the write-up's program applies to its own before the image network."""
+_SD_LOW, _SD_HIGH, _SD_FACTOR = -12.91, 9.60, 0.18215
+"""Of another autoencoder's latents; the write-up's program applies them to its own before the image network."""
 
 
 def distances(predicted: Tensor, target: Tensor, kind: Literal["l1", "l2"]) -> Tensor:

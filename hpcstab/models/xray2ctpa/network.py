@@ -84,7 +84,7 @@ class LatentDiffusion(nn.Module):
     def withhold_gradients(self, withheld: Tensor) -> None:
         """Until the next call parameters get gradients of 0 where ``withheld`` (0-d boolean) holds.
 
-        The write-up returns a loss of 0 that hangs on nothing, and a prediction that hangs on nothing; asking whether to
+        The write-up returns a loss of 0 that hangs on nothing, and a prediction that hangs on nothing; to ask whether
         would wait for the device. A zero in the loss alone would not do: times a NaN inside the network it is NaN.
         """
         self._withheld = withheld

@@ -1,4 +1,4 @@
-"""One training step of the diffusion: from patches to the four loss terms, with the write-up's guards where they are on.
+"""A training step of the diffusion: from patches to the four loss terms, under the write-up's guards where they are on.
 
 Guards act on the device and are counted there: a check that asks "is any of it NaN?" on the host would wait for it.
 """

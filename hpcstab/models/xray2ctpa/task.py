@@ -23,6 +23,7 @@ from hpcstab.models.xray2ctpa.evaluation import (
     evaluate_autoencoder,
     evaluate_diffusion,
     mean_patches,
+    sample_patches,
     scores_of,
     summarize,
 )
@@ -31,6 +32,7 @@ from hpcstab.models.xray2ctpa.network import LatentDiffusion
 from hpcstab.models.xray2ctpa.objective import DiffusionTerms
 from hpcstab.models.xray2ctpa.pictures import pictures_of
 from hpcstab.models.xray2ctpa.pretrained import load_autoencoder
+from hpcstab.seeds import keyed_seed
 from hpcstab.stability.numerics import at_least_fp32, fp32_island
 from hpcstab.task import Baseline, DataFinding, Metric, Partial, Picture, Split, StepContext
 
@@ -98,15 +100,21 @@ class Task:
         return summarize(totals)
 
     def baselines(self) -> Sequence[Baseline]:
-        """The mean of the training patches at each place: the best answer of a network that never saw the X-ray."""
-        validation = self._pairs.validation
-        mean = mean_patches(self._pairs.train)
-        of_mean = scores_of(validation, lambda volumes: mean.expand_as(volumes))
+        """The floor of the diffusion is a network that predicts zero; beside it what needs no diffusion at all.
+
+        The mean of the training patches blurs all chests into one, and so has a high PSNR; another chest is a sharp one
+        that ignores the X-ray; the autoencoder is what sampling can reach at best.
+        """
+        validation, mean = self._pairs.validation, mean_patches(self._pairs.train)
+        of_mean = scores_of(validation, lambda volumes, _: mean.expand_as(volumes))
         if not self._is_diffusion:
-            return [Baseline("mean_patches", "floor", {name: of_mean[name] for name in ("psnr", "ssim", "mae")})]
+            return [Baseline("mean_patches", "floor", {metric.name: of_mean[metric.name] for metric in self.metrics})]
+        others = self._pairs.some_training_volumes(len(validation))
         return [
-            Baseline("mean_patches", "floor", {**of_mean, **dict.fromkeys((*RATIOS, "worst_loss_ratio"), 1.0)}),
-            Baseline("autoencoder", "reference", scores_of(validation, self._rebuild)),
+            Baseline("zero_prediction", "floor", self._scores_of_zero()),
+            Baseline("mean_patches", "reference", of_mean),
+            Baseline("another_chest", "reference", scores_of(validation, lambda _, index: others[index])),
+            Baseline("autoencoder", "reference", scores_of(validation, lambda volumes, _: self._rebuild(volumes))),
         ]
 
     def data_facts(self) -> Mapping[str, int | float | str]:
@@ -120,7 +128,7 @@ class Task:
             "num_dropped_patches": self._pairs.num_dropped,
         }
         if self._is_diffusion:
-            rebuilt = scores_of(self._pairs.validation, self._rebuild)["psnr"]
+            rebuilt = scores_of(self._pairs.validation, lambda volumes, _: self._rebuild(volumes))["psnr"]
             origin = "fitted before step 0" if self._config.network.autoencoder == "fitted" else "pretrained"
             facts |= {"autoencoder": origin, "autoencoder_psnr_db": round(rebuilt, 2)}
             if self._config.network.autoencoder == "fitted":
@@ -136,6 +144,22 @@ class Task:
         splits: tuple[Split, ...] = ("train", "validation")
         volumes = {str(split): self._pairs.named(split) for split in splits}
         return [*self._pairs.chests.findings, *check_arrays(volumes, shape, (LOWEST_HU, HIGHEST_HU))]
+
+    def _scores_of_zero(self) -> dict[str, float]:
+        """What sampling gives under a network as it begins, which predicts zero."""
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            network = self.network().eval()
+
+        def made(volumes: Tensor, index: int) -> Tensor:
+            generator = torch.Generator().manual_seed(keyed_seed(self._seed, "zero_prediction", index))
+            item = self._pairs.validation[index]
+            codes = _as_diffusion(network).code(item["xray"][None]).expand(volumes.shape[1], -1)
+            shape = _as_diffusion(network).encode(volumes[0]).shape
+            return sample_patches(_as_diffusion(network), codes, item["places"], shape, generator)[None]
+
+        with torch.no_grad():
+            scores = scores_of(self._pairs.validation, made)
+        return scores | dict.fromkeys((*RATIOS, "worst_loss_ratio"), 1.0)
 
     def _rebuild(self, volumes: Tensor) -> Tensor:
         """What the frozen autoencoder makes of volumes (V, P, 1, p, p, p)."""
