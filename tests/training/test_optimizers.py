@@ -52,7 +52,9 @@ def config_of(gate: str = "closed") -> Config:
     )
 
 
-def trained(root: Path, config: Config, poison: Callable[[int, Tensor], Tensor] | None = None) -> tuple[RunDir, Trainer]:
+def trained(
+    root: Path, config: Config, poison: Callable[[int, Tensor], Tensor] | None = None
+) -> tuple[RunDir, Trainer]:
     run, trainer = toy_trainer(root, TwoOptimizers(config, poison) if poison else TwoOptimizers(config), config)
     assert trainer.train().state == "completed"
     trainer.records.close()
