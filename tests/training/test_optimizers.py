@@ -133,7 +133,7 @@ def test_a_failing_step_replays_and_its_last_update_is_known(tmp_path: Path) -> 
     run, trainer = toy_trainer(tmp_path, TwoOptimizers(config, nan_at(6)), config)
     trainer.train()
     trainer.records.close()
-    assert [step for step, row in read_history(run.metrics_csv).items() if row["loss_finite"] == "0"][0] == 6
+    assert next(step for step, row in read_history(run.metrics_csv).items() if row["loss_finite"] == "0") == 6
     capsule = read_capsule(run.capsules / "step_00000006")
     answer = replay_capsule(TwoOptimizers(config, nan_at(6)), config, capsule, torch.device("cpu"))
     assert answer.same is True

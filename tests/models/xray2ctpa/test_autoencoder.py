@@ -135,7 +135,7 @@ def test_a_checkpoint_that_is_none(
 def test_another_architecture_is_named(tmp_path: Path) -> None:
     torch.save({"network": VectorQuantizedAutoencoder((2, 4), 4, 3).state_dict()}, tmp_path / "state.pt")
     settings = ["network.autoencoder=pretrained", f"network.checkpoint={tmp_path}"]
-    with pytest.raises(ConfigError, match="is no autoencoder of network.channels"):
+    with pytest.raises(ConfigError, match=r"is no autoencoder of network\.channels"):
         load_autoencoder(make_config("before", "tiny", *settings).network)
 
 

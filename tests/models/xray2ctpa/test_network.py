@@ -109,10 +109,10 @@ class Perfect(nn.Module):
 
     def __init__(self, network: LatentDiffusion, truth: Tensor) -> None:
         super().__init__()
-        self.network, self.truth = network, truth
+        self.schedule, self.truth = network.schedule, truth
 
     def forward(self, noisy: Tensor, time: Tensor, condition: Tensor, places: Tensor | None) -> Tensor:
-        schedule = self.network.schedule
+        schedule = self.schedule
         t = (time * schedule.num_timesteps / 1000.0).round().long()
         signal, noise = (table[t].reshape(-1, 1, 1, 1, 1) for table in (schedule.signal, schedule.noise))
         return schedule.target(self.truth, (noisy - signal * self.truth) / noise, t)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -24,7 +25,7 @@ def by_hand() -> np.ndarray:
     """abar of the cosine schedule in NumPy, beta by beta."""
     level = [math.cos((step / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 for step in range(1001)]
     product, bars = 1.0, []
-    for before, after in zip(level, level[1:], strict=False):
+    for before, after in pairwise(level):
         product *= 1 - min(1 - after / before, 0.9999)
         bars.append(product)
     return np.array(bars)
