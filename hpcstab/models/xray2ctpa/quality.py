@@ -30,7 +30,12 @@ def ssim(volumes: Tensor, truth: Tensor) -> Tensor:
 
 
 def _mean(values: Tensor) -> Tensor:
-    return functional.avg_pool3d(values, min(_WINDOW, values.shape[-1]), stride=1)
+    """Local means of a cube of 7 voxels, axis by axis; smaller volumes have a smaller one."""
+    for axis in range(3):
+        kernel = [1, 1, 1]
+        kernel[axis] = min(_WINDOW, values.shape[2 + axis])
+        values = functional.avg_pool3d(values, kernel, stride=1)
+    return values
 
 
 def mean_absolute_error(volumes: Tensor, truth: Tensor) -> Tensor:

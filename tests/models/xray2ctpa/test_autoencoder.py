@@ -86,6 +86,7 @@ def test_all_variants_of_a_seed_have_the_same_autoencoder() -> None:
         assert all(torch.equal(value, other[name]) for other in states[1:]), name
 
 
+@pytest.mark.slow
 def test_a_longer_fit_is_better() -> None:
     patches = torch.stack([item["volume"] for item in make_task().dataset("train").items])
 
@@ -97,6 +98,7 @@ def test_a_longer_fit_is_better() -> None:
     assert error(40) < 0.8 * error(2)
 
 
+@pytest.mark.slow
 def test_a_pretrained_autoencoder_is_that_of_its_run(train_run: MakeRun) -> None:
     """Stage 1 by the real trainer, then stage 2 on top of it."""
     first = train_run("xray2ctpa", "cured", settings=["network.stage=autoencoder"])

@@ -14,7 +14,13 @@ ALL_TERMS = ["losses.phases={}", "losses.skip_auxiliary_under_amp=false"]
 
 @pytest.mark.parametrize(
     ("variant", "settings"),
-    [("before", []), ("after", []), ("cured", []), ("phased", ALL_TERMS), ("cured", ["network.stage=autoencoder"])],
+    [
+        ("phased", ALL_TERMS),
+        pytest.param("after", [], marks=pytest.mark.slow),
+        pytest.param("before", [], marks=pytest.mark.slow),
+        pytest.param("cured", [], marks=pytest.mark.slow),
+        pytest.param("cured", ["network.stage=autoencoder"], marks=pytest.mark.slow),
+    ],
 )
 def test_a_step_waits_for_nothing(make_run: MakeRun, variant: str, settings: list[str]) -> None:
     run = make_run("xray2ctpa", variant, settings=settings)

@@ -33,6 +33,7 @@ def test_both_sides_are_trained(train_run: MakeRun) -> None:
     assert all(each["state"] for each in optimizers.values())
 
 
+@pytest.mark.slow
 def test_resumed_is_uninterrupted_bit_for_bit(make_run: MakeRun) -> None:
     whole, parts = (make_run("xray2ctpa", "cured", settings=CURED) for _ in range(2))
     assert attempt(whole) == "completed"
@@ -53,6 +54,7 @@ def test_a_step_of_bad_data_leaves_nothing_in_either(train_run: MakeRun) -> None
         assert {float(values["step"]) for values in optimizer["state"].values()} == {5.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [[], ALL_TERMS])
 def test_the_write_ups_own_fix_keeps_its_phases_from_ever_beginning(train_run: MakeRun, settings: list[str]) -> None:
     """Phases or not: under mixed precision its sixth fix leaves all auxiliary terms out."""
