@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from hpcstab.config import RunConfig
+from hpcstab.config.common import OptimizerConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -177,6 +178,18 @@ class DataFinding:
     split: str
     count: int
     message: str
+
+
+class OwnOptimizers(Protocol):
+    """What a task may offer beside :class:`Task`: optimizers of its own for parts of the network."""
+
+    def optimizers(self, network: nn.Module) -> Mapping[str, tuple[OptimizerConfig, Sequence[Tensor]]]:
+        """By name: the config of each and its parameters; every parameter that is trained has exactly one.
+
+        Without it ``config.optimizer`` steps all of them. One gate decision covers all optimizers; the schedule of
+        ``config.optimizer`` is theirs too, each from its own rate.
+        """
+        ...
 
 
 TaskFactory = Callable[[Any, int], Task]

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from hpcstab.config import RunConfig
@@ -20,7 +19,7 @@ from hpcstab.task import Task
 from hpcstab.training.batchnorm import BatchNormCare
 from hpcstab.training.build import CPU, build_gate, build_network
 from hpcstab.training.guarding import Guarding, build_guarding
-from hpcstab.training.optimizers import build_optimizer
+from hpcstab.training.optimizers import Optimizers, build_optimizers
 from hpcstab.training.state import state_of_parts
 
 _SAME_MOMENTS = ("adam", "adamw")
@@ -39,7 +38,7 @@ class _Parts:
     """What a training has at its first step, around given weights."""
 
     network: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizers
     gate: Gate
     batchnorm: BatchNormCare
     guarding: Guarding | None
@@ -85,7 +84,7 @@ def go_on(
 def _build(task: Task, config: RunConfig, seed: int, weights: Mapping[str, Any]) -> _Parts:
     network = build_network(task, config, seed, CPU)
     network.load_state_dict(dict(weights))
-    optimizer = build_optimizer(network, config.optimizer)
+    optimizer = build_optimizers(task, network, config.optimizer)
     return _Parts(
         network,
         optimizer,
@@ -99,15 +98,16 @@ def _status(evaluation: Any, last: Any) -> dict[str, Any]:
     return {"first_nonfinite_step": None, "first_failure_step": None, "best": None, "eval": evaluation, "last": last}
 
 
-def _take_optimizer(
-    optimizer: torch.optim.Optimizer, parent: RunConfig, config: RunConfig, state: Mapping[str, Any]
-) -> list[str]:
+def _take_optimizer(optimizer: Optimizers, parent: RunConfig, config: RunConfig, state: Mapping[str, Any]) -> list[str]:
     """Moments where the optimizer keeps the same ones; its numbers are those of the config, not of the moments."""
     before, now = parent.optimizer.name, config.optimizer.name
     if before != now and not {before, now} <= set(_SAME_MOMENTS):
         return [f"the state of the optimizer ({now} keeps another one than {before})"]
     numbers = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    optimizer.load_state_dict(dict(state))
+    try:
+        optimizer.load_state_dict(state)
+    except (ValueError, KeyError) as error:
+        return [f"the state of the optimizers ({error})"]
     for group, own in zip(optimizer.param_groups, numbers, strict=True):
         group.update(own)
     return []

@@ -24,7 +24,7 @@ from hpcstab.training.check_task import check_task
 from hpcstab.training.failure import FailureWatch
 from hpcstab.training.guarding import build_guarding
 from hpcstab.training.objective import Objective
-from hpcstab.training.optimizers import build_optimizer
+from hpcstab.training.optimizers import Optimizers, build_optimizers
 from hpcstab.training.precision import pick_device, set_tf32
 from hpcstab.training.ranks import Ranks, check_shares, join_ranks
 from hpcstab.training.records import Records
@@ -69,7 +69,7 @@ def build_trainer(  # noqa: PLR0913 - the composition root hands over all parts 
     if tensorboard.absent:
         records.events.write("tensorboard_absent", 0, 0)
     statistics = RunningStatistics(network, config.stability.batchnorm.repair)
-    optimizer = build_optimizer(network, config.optimizer)
+    optimizer = build_optimizers(task, network, config.optimizer)
     runner = StepRunner(
         task=task,
         network=network,
@@ -115,14 +115,12 @@ def build_network(task: Task, config: RunConfig, seed: int, device: torch.device
     return network
 
 
-def build_gate(
-    config: RunConfig, network: torch.nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
-) -> Gate:
+def build_gate(config: RunConfig, network: torch.nn.Module, optimizer: Optimizers, device: torch.device) -> Gate:
     """The gate that the config asks for, with loss scale and moving average where it has them."""
     scale, decay = config.precision.loss_scale, config.trainer.ema_decay
     return Gate(
         network,
-        [optimizer],
+        list(optimizer),
         config.stability.gate,
         config.stability.clip_grad_norm,
         loss_scale=LossScale(scale.initial, scale.growth_every, device) if scale is not None else None,

@@ -11,7 +11,6 @@ from hpcstab.stability.gate.clipping import total_grad_norm
 from hpcstab.stability.gate.loss_scale import MIN_SCALE
 from hpcstab.stability.random_state import take_random_state
 from hpcstab.stability.replay.capsule import MAX_CAPSULES, write_capsule
-from hpcstab.training.optimizers import set_learning_rate
 
 if TYPE_CHECKING:
     from hpcstab.training.step import Pending, Signals
@@ -24,7 +23,7 @@ def capsule_of(
     """(state, facts) of a step that the gate has refused, where the trainer's state is that before it."""
     gate = trainer.runner.gate
     trainer.runner.seed_step(pending.step)
-    set_learning_rate(trainer.optimizer, pending.lr)  # the steps in flight have set theirs
+    trainer.optimizer.set_learning_rate(pending.lr)  # the steps in flight have set theirs
     state: dict[str, Any] = {
         "network": trainer.network.state_dict(),
         "buffers": dict(trainer.network.named_buffers()),
@@ -121,7 +120,7 @@ def _guilty_rank(trainer: Trainer, pending: Pending, signals: Signals) -> int:
         return 0
     runner, gate = trainer.runner, trainer.runner.gate
     runner.seed_step(pending.step)
-    trainer.optimizer.zero_grad(set_to_none=True)
+    trainer.optimizer.zero_grad()
     trainer.ranks.take_buffers_of_first(gate.buffers.current())
     loss, _, _ = runner.gradients(pending.item)
     gradients = [(name, p.grad) for name, p in trainer.network.named_parameters() if p.grad is not None]

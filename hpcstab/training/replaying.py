@@ -22,7 +22,7 @@ from hpcstab.task import Task
 from hpcstab.training.batches import StepBatch, to_device
 from hpcstab.training.build import build_gate, build_network
 from hpcstab.training.objective import Objective
-from hpcstab.training.optimizers import build_optimizer
+from hpcstab.training.optimizers import build_optimizers
 from hpcstab.training.precision import set_tf32
 from hpcstab.training.step import StepRunner
 
@@ -41,7 +41,7 @@ def failing_step(task: Task, config: RunConfig, capsule: Capsule, device: torch.
     set_tf32(config.precision)
     facts, state = capsule.facts, capsule.state
     network = build_network(task, config, facts["seed"], device)
-    optimizer = build_optimizer(network, config.optimizer)
+    optimizer = build_optimizers(task, network, config.optimizer)
     try:
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])

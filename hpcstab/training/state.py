@@ -14,11 +14,11 @@ from hpcstab.training.ranks import shares_of
 
 if TYPE_CHECKING:
     from torch import nn
-    from torch.optim import Optimizer
 
     from hpcstab.stability.gate.gate import Gate
     from hpcstab.training.batchnorm import BatchNormCare
     from hpcstab.training.guarding import Guarding
+    from hpcstab.training.optimizers import Optimizers
     from hpcstab.training.trainer import Trainer
 
 _REMEMBERED = ("first_nonfinite_step", "first_failure_step", "best", "eval", "last")
@@ -52,7 +52,7 @@ def facts_of(trainer: Trainer) -> dict[str, Any]:
 
 
 def state_of_parts(
-    network: nn.Module, optimizer: Optimizer, gate: Gate, batchnorm: BatchNormCare, guarding: Guarding | None
+    network: nn.Module, optimizer: Optimizers, gate: Gate, batchnorm: BatchNormCare, guarding: Guarding | None
 ) -> dict[str, Any]:
     """What a step changes, as it stands in a checkpoint, not copied."""
     weights = network.state_dict()

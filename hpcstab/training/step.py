@@ -23,7 +23,7 @@ from hpcstab.training.batches import StepBatch, micro_batches, to_device
 from hpcstab.training.context import TrainingContext
 from hpcstab.training.measure import ModuleNorms, ModuleProbe, finite_flag
 from hpcstab.training.objective import Objective, check_terms
-from hpcstab.training.optimizers import set_learning_rate
+from hpcstab.training.optimizers import Optimizers
 from hpcstab.training.precision import autocast
 from hpcstab.training.ranks import ALONE, Ranks
 from hpcstab.training.terms import TermNorms, bad_terms, measure_terms
@@ -86,7 +86,7 @@ class StepRunner:
 
     task: Task
     network: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizers
     gate: Gate
     objective: Objective
     statistics: RunningStatistics
@@ -120,8 +120,8 @@ class StepRunner:
             stop_asked: this rank was asked to stop; all ranks read it with the signals of the step.
         """
         self.seed_step(item.step)
-        set_learning_rate(self.optimizer, lr)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.set_learning_rate(lr)
+        self.optimizer.zero_grad()
         self.gate.begin(item.step)
         if self.ranks.count > 1:
             self.ranks.take_buffers_of_first(self.gate.buffers.current())

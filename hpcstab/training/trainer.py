@@ -30,7 +30,7 @@ from hpcstab.training.ends import Diverged, Halted, NothingValid, StateFault, St
 from hpcstab.training.evaluating import check_state, evaluate_network
 from hpcstab.training.failure import FailureWatch
 from hpcstab.training.guarding import Guarding, answer_empty_evaluation, answer_verdict, verdict_is_due
-from hpcstab.training.optimizers import learning_rate
+from hpcstab.training.optimizers import Optimizers, learning_rate
 from hpcstab.training.pictures import save_samples
 from hpcstab.training.precision import device_facts
 from hpcstab.training.ranks import Ranks, shares_of, what_joins_samples
@@ -73,7 +73,7 @@ class Trainer:
     seed: int
     device: torch.device
     network: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizers
     runner: StepRunner
     batches: TrainingBatches
     batchnorm: BatchNormCare

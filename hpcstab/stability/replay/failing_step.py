@@ -57,6 +57,15 @@ class Measured:
         return all(same_float(ours[name], theirs[name]) for name in ours.keys() & theirs.keys())
 
 
+class SeveralOptimizers(Protocol):
+    """Several optimizers that step together."""
+
+    @property
+    def state(self) -> Mapping[Tensor, Any]: ...
+
+    def __iter__(self) -> Iterator[torch.optim.Optimizer]: ...
+
+
 @dataclass
 class FailingStep:
     """State, batch and random state of a step, and the function that runs it.
@@ -71,7 +80,7 @@ class FailingStep:
     """
 
     network: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | SeveralOptimizers
     batch: Batch
     gradients: Gradients
     random_state: Mapping[str, Any]

@@ -5,7 +5,7 @@ Adam and AdamW keep both moments, SGD with momentum its buffer: what was added t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,23 +15,29 @@ from hpcstab.errors import CheckpointError
 
 
 @torch.no_grad()
-def take_back(optimizer: torch.optim.Optimizer, share: float, lr: float | None = None) -> None:
+def take_back(
+    optimizers: torch.optim.Optimizer | Iterable[torch.optim.Optimizer], share: float, lr: float | None = None
+) -> None:
     """Take back a share of the last update: 1 undoes it, 0.5 is what half the learning rate would have done.
 
     Args:
-        optimizer: with the state after that update; its parameters are changed in place.
+        optimizers: one or several, with the state after that update; their parameters are changed in place.
         share: above 0, at most 1.
-        lr: the learning rate of that update; None for that of each parameter group.
+        lr: the learning rate of that update, of the first parameter group; others had theirs in the same ratio to it as
+            now. None for the present one of each group.
 
     Raises:
         CheckpointError: no update was applied, or this optimizer keeps too little to know it.
     """
     moved = False
-    for group in optimizer.param_groups:
+    members = [optimizers] if isinstance(optimizers, torch.optim.Optimizer) else list(optimizers)
+    first_lr = members[0].param_groups[0]["lr"]
+    for optimizer, group in ((member, group) for member in members for group in member.param_groups):
+        rate = group["lr"] if lr is None else lr * (group["lr"] / first_lr)
         for parameter in group["params"]:
             state = optimizer.state.get(parameter)
             if parameter.requires_grad and state:
-                before = _before(optimizer, parameter, state, group, group["lr"] if lr is None else lr)
+                before = _before(optimizer, parameter, state, group, rate)
                 moved = moved or not torch.equal(before, parameter)
                 parameter.lerp_(before, share)
     if not moved:
