@@ -58,7 +58,8 @@ class Optimizers:
         if state.keys() != self._members.keys():
             raise ValueError(f"it holds the optimizers {', '.join(state)}; needed are {', '.join(self._members)}")
         for name, member in self._members.items():
-            if state[name]["param_groups"][0].keys() != member.state_dict()["param_groups"][0].keys():
+            saved, own = state[name]["param_groups"][0].keys(), member.state_dict()["param_groups"][0].keys()
+            if not (saved <= own or own <= saved):  # newer versions of torch add keys
                 raise ValueError(f"the state of {name} is not that of {type(member).__name__}")
         for name, member in self._members.items():
             member.load_state_dict(dict(state[name]))

@@ -12,8 +12,8 @@ from hpcstab.models.xray2ctpa.data import Patches, Volumes
 from hpcstab.models.xray2ctpa.losses import distances
 from hpcstab.models.xray2ctpa.network import LatentDiffusion
 from hpcstab.models.xray2ctpa.projection import project
-from hpcstab.models.xray2ctpa.quality import mean_absolute_error, psnr_db, ssim
 from hpcstab.models.xray2ctpa.sampling import sample
+from hpcstab.quality import psnr_db, ssim
 from hpcstab.stability.numerics import at_least_fp32
 from hpcstab.task import Metric, Partial, StepContext, Sum
 
@@ -22,7 +22,7 @@ RATIOS = tuple(f"loss_ratio_{index * 100 // NUM_BUCKETS:03d}" for index in range
 """``loss_ratio_025``: of the steps with t / T in [0.25, 0.5)."""
 _QUALITY = (
     Metric("psnr", "dB", "higher", "-10 log10(MSE), peak 1 = the volume's own range, of whole volumes, mean over them"),
-    Metric("ssim", "1", "higher", "SSIM of whole volumes, box of 7 voxels, mean over volumes"),
+    Metric("ssim", "1", "higher", "SSIM of whole volumes, 11-voxel Gaussian of sigma 1.5, mean over volumes"),
     Metric("mae", "1", "lower", "mean absolute error of whole volumes in their own range, mean over volumes"),
 )
 AUTOENCODER_METRICS = _QUALITY
@@ -69,7 +69,7 @@ def evaluate_diffusion(
     sampled = sample_patches(network, codes, places, latents.shape, generator).reshape(patches.shape)
     volumes, truth = whole(sampled, edge), whole(patches, edge)
     films = films_of(volumes, batch)
-    errors = mean_absolute_error(films, batch["xray"]).double().sum()
+    errors = _mean_absolute_error(films, batch["xray"]).double().sum()
     return {**partials, **_quality(volumes, truth), "projection_mae": Sum(errors)}
 
 
@@ -122,7 +122,7 @@ def scores_of(validation: Volumes, predict: Callable[[Tensor, int], Tensor]) -> 
         volumes = whole(predict(patches, index).clamp(0.0, 1.0), edge)
         partials: dict[str, Partial] = _quality(volumes, whole(patches, edge))
         films = films_of(volumes, {name: value[None] for name, value in item.items()})
-        partials["projection_mae"] = Sum(mean_absolute_error(films, item["xray"][None]).sum())
+        partials["projection_mae"] = Sum(_mean_absolute_error(films, item["xray"][None]).sum())
         for name, part in partials.items():
             totals[name] = totals.get(name, 0.0) + float(part.value)
     return summarize(totals)
@@ -132,6 +132,11 @@ def _quality(volumes: Tensor, truth: Tensor) -> dict[str, Partial]:
     return {
         "psnr": Sum(psnr_db(volumes, truth).sum()),
         "ssim": Sum(ssim(volumes, truth).double().sum()),
-        "mae": Sum(mean_absolute_error(volumes, truth).double().sum()),
+        "mae": Sum(_mean_absolute_error(volumes, truth).double().sum()),
         "num_volumes": Sum(torch.tensor(float(len(volumes)), device=volumes.device)),
     }
+
+
+def _mean_absolute_error(values: Tensor, truth: Tensor) -> Tensor:
+    """(B, ...) -> (B,)."""
+    return (values - truth).abs().flatten(1).mean(1)
