@@ -1,34 +1,38 @@
 """Pairs of volumes to be registered, with the answer where it is known.
 
-A pair: ``fixed(x) = moving(x + displacement(x))``; so the displacement that brings moving onto fixed is known exactly.
-(D, H, W) = voxels.
+A pair with a known answer is a subject and itself, warped: ``fixed(x) = moving(x + displacement(x))``, both looked up
+in the subject, neither interpolated from the other. (D, H, W) = voxels.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcstab.data.brains import Brain
-from hpcstab.data.diffeomorphisms import Flow, centred_grid
+from hpcstab.data.diffeomorphisms import Flow, Points, centred_grid
 
 Normalization = Literal["none", "zscore", "minmax"]
+Intensities = NDArray[np.float32]
+Labels = NDArray[np.uint8]
+
+
+class Subject(Protocol):
+    """An anatomy that can be asked at any place; places are (N, 3) in voxels of the pair, from its middle."""
+
+    def look_up(self, points: Points) -> tuple[Intensities, Labels]:
+        """Intensities (N,) and labels (N,), 0 is background."""
+        ...
 
 
 @dataclass(frozen=True)
 class Volume:
     """``intensities`` (D, H, W) and ``labels`` (D, H, W), 0 is background."""
 
-    intensities: NDArray[np.float32]
-    labels: NDArray[np.uint8]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        depth, height, width = self.intensities.shape
-        return depth, height, width
+    intensities: Intensities
+    labels: Labels
 
 
 @dataclass(frozen=True)
@@ -40,16 +44,21 @@ class Pair:
     displacement: NDArray[np.float32] | None
 
 
-def synthetic_pair(brain: Brain, flow: Flow) -> Pair:
-    """A synthetic brain and itself, warped: both looked up, neither interpolated."""
-    shape = (brain.edge,) * 3
-    points = centred_grid(shape)
+def known_pair(subject: Subject, flow: Flow, edge: int) -> Pair:
+    """A cube of ``edge`` voxels of the subject as ``moving``, and where ``flow`` takes it as ``fixed``."""
+    points = centred_grid((edge,) * 3)
     displacement = flow.displacement(points)
-    fixed, moving = (_looked_up(brain, place) for place in (points + displacement, points))
-    return Pair(fixed, moving, displacement.T.reshape(3, *shape).astype(np.float32))
+    fixed, moving = (_seen_at(subject, places, edge) for places in (points + displacement, points))
+    return Pair(fixed, moving, displacement.T.reshape(3, edge, edge, edge).astype(np.float32))
 
 
-def normalized(intensities: NDArray[np.float32], how: Normalization) -> NDArray[np.float32]:
+def anatomies(fixed: Subject, moving: Subject, edge: int) -> Pair:
+    """Two subjects in one space."""
+    points = centred_grid((edge,) * 3)
+    return Pair(_seen_at(fixed, points, edge), _seen_at(moving, points, edge), None)
+
+
+def normalized(intensities: Intensities, how: Normalization) -> Intensities:
     """``none`` leaves scanner units; ``zscore`` is mean 0 and spread 1 of the volume; ``minmax`` is 0 to 1.
 
     A constant volume becomes 0, and is found by the data check.
@@ -63,7 +72,6 @@ def normalized(intensities: NDArray[np.float32], how: Normalization) -> NDArray[
     return ((intensities - offset) / (unit or 1.0)).astype(np.float32)
 
 
-def _looked_up(brain: Brain, points: NDArray[np.float64]) -> Volume:
-    intensities, labels = brain.look_up(points)
-    shape = (brain.edge,) * 3
-    return Volume(intensities.reshape(shape), labels.reshape(shape))
+def _seen_at(subject: Subject, points: Points, edge: int) -> Volume:
+    intensities, labels = subject.look_up(points)
+    return Volume(intensities.reshape(edge, edge, edge), labels.reshape(edge, edge, edge))

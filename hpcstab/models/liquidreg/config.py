@@ -16,8 +16,8 @@ class Network(Section):
     ``encoder_channels``: of the stages, each of which halves every edge. ``norm``: ``batch``, or ``layer``, over all
     of a volume. ``hidden_size``: of the hyper-network. ``num_units``, ``num_steps``, ``solver``: of the liquid cell.
     ``weights``: ``functional`` runs the cell with what the hyper-network wrote, ``detached`` cuts autograd between
-    them. ``velocity_scale``: the largest velocity of any axis, in voxels. ``grid_limit``: of sampling positions, 1 is the
-    outermost voxel's centre.
+    them. ``velocity_scale``: the largest velocity of any axis, in voxels. ``grid_limit``: of sampling positions, 1 is
+    the outermost voxel's centre.
     """
 
     encoder_channels: Annotated[tuple[int, ...], Strict(False)] = Field(min_length=1)
@@ -35,15 +35,30 @@ class Network(Section):
 class Data(DataConfig):
     """Pairs of volumes, ``edge`` voxels a side; held out by pair.
 
-    ``source``: ``synthetic`` draws labelled brains, one a pair. ``normalize``: intensities as they come, or each
-    volume as z-scores or in [0, 1]. ``largest_velocity``: of the known warps along an axis, in voxels; each pair draws
-    from half of it to all of it.
+    ``source``: ``synthetic`` draws labelled brains, one a pair; ``real``: each pair is one of the fetched ``brains``
+    and itself, warped, and with both of them their own pair is held out too; ``folder``: pairs of subjects of a
+    ``folder`` (imagesTr, labelsTr), held out by subject, as many as there are. ``normalize``: intensities as they come,
+    or each volume as z-scores or in [0, 1]. ``largest_velocity``: of the known warps along an axis, in voxels; each pair
+    draws from half of it to all of it.
     """
 
-    source: Literal["synthetic"]
+    source: Literal["synthetic", "real", "folder"]
+    brains: Annotated[tuple[Literal["mni152", "colin27"], ...], Strict(False)] = Field(min_length=1)
+    folder: str | None
     edge: int = Field(ge=16)
     normalize: Literal["none", "zscore", "minmax"]
     largest_velocity: float = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _folder_is_named(self) -> Data:
+        if self.source == "folder" and self.folder is None:
+            raise ValueError("data.source folder needs data.folder: a path with imagesTr/ and labelsTr/")
+        return self
+
+    def sources(self) -> tuple[str, ...]:
+        from hpcstab.data.scanned_brains import BRAIN_SOURCES
+
+        return tuple(BRAIN_SOURCES[name].package for name in self.brains) if self.source == "real" else ()
 
 
 class Weights(Section):

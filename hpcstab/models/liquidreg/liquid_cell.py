@@ -45,7 +45,7 @@ class LiquidCell:
 
     def __call__(self, weights: Tensor, positions: Tensor) -> Tensor:
         """weights (B, P), one set a pair; positions (N, 3) in [-1, 1] -> (B, 3, N), in (-1, 1)."""
-        parts = weights.split([torch.Size(shape).numel() for shape in self.shapes], dim=1)
+        parts = torch.split(weights, [torch.Size(shape).numel() for shape in self.shapes], dim=1)
         w, u, b, w_tau, u_tau, b_tau, w_out, b_out = (
             part.reshape(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True)
         )

@@ -53,10 +53,10 @@ def centred_lncc(fixed: Tensor, warped: Tensor, window: int) -> Tensor:
 
     A window that is flat beside its volume counts as uncorrelated; so does a volume that is flat as a whole.
     """
-    means = _window_means(_standardised(fixed), _standardised(warped), window)
-    covariance, fixed_variance, warped_variance = means
+    covariance, fixed_variance, warped_variance = _window_means(_standardised(fixed), _standardised(warped), window)
     product = fixed_variance.clamp(min=0.0) * warped_variance.clamp(min=0.0)
-    return covariance / torch.sqrt(product * (1.0 + _ROUNDING) + _CENTRED_EPS)
+    correlation: Tensor = covariance / torch.sqrt(product * (1.0 + _ROUNDING) + _CENTRED_EPS)
+    return correlation
 
 
 def _standardised(volumes: Tensor) -> Tensor:
@@ -64,7 +64,8 @@ def _standardised(volumes: Tensor) -> Tensor:
     for _ in range(2):
         volumes = volumes - volumes.mean(dim=(1, 2, 3, 4), keepdim=True)
     variance = volumes.square().mean(dim=(1, 2, 3, 4), keepdim=True)
-    return volumes / (variance + torch.finfo(volumes.dtype).tiny ** 0.5).sqrt()
+    standardised: Tensor = volumes / (variance + torch.finfo(volumes.dtype).tiny ** 0.5).sqrt()
+    return standardised
 
 
 def _moments(fixed: Tensor, warped: Tensor, window: int) -> tuple[Tensor, Tensor]:
@@ -76,7 +77,7 @@ def _moments(fixed: Tensor, warped: Tensor, window: int) -> tuple[Tensor, Tensor
 def _window_means(fixed: Tensor, warped: Tensor, window: int) -> tuple[Tensor, Tensor, Tensor]:
     """E[fw] - E[f]E[w], E[ff] - E[f]^2, E[ww] - E[w]^2 over windows; volumes are reflected at their borders."""
     products = torch.cat([fixed, warped, fixed * warped, fixed.square(), warped.square()], dim=1)
-    f, w, fw, ff, ww = _mean_filter(products, window).split(1, dim=1)
+    f, w, fw, ff, ww = _mean_filter(products, window).chunk(5, dim=1)
     return fw - f * w, ff - f.square(), ww - w.square()
 
 

@@ -43,7 +43,7 @@ class HyperNetwork(nn.Sequential):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, code: Tensor) -> Tensor:
-        return torch.tanh(_GAIN * super().forward(code))
+        return torch.tanh(_GAIN * super().forward(code))  # type: ignore[no-untyped-call]
 
 
 class LiquidRegistration(nn.Module):
@@ -89,7 +89,7 @@ class LiquidRegistration(nn.Module):
     def _register(self, weights: Tensor, moving: Tensor) -> Registration:
         shape = moving.shape[2:]
         velocity = self._keys.velocity_scale * self._cell(weights, positions(shape, weights))
-        velocity = velocity.unflatten(2, shape)
+        velocity = velocity.reshape(-1, 3, *shape)
         displacement = exponential(velocity, self._keys.num_squarings, self._keys.grid_limit)
         warped = warp(moving, displacement, self._keys.grid_limit)
         return Registration(velocity, displacement, warped, weights)

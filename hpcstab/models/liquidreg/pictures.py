@@ -21,7 +21,9 @@ def row_of_slices(fixed: Tensor, moving: Tensor, warped: Tensor, displacement: T
     """
     low, high = float(fixed.min()), float(fixed.max())
     middle = fixed.shape[-1] // 2
-    panels = [(volume[0, ..., middle].numpy() - low) / ((high - low) or 1.0) for volume in (fixed, moving, warped)]
+    panels: list[NDArray[Any]] = [
+        (volume[0, ..., middle].numpy() - low) / ((high - low) or 1.0) for volume in (fixed, moving, warped)
+    ]
     field = displacement[..., middle].numpy()
     magnitude = np.linalg.norm(field, axis=0)
     panels += [magnitude / max(3.0, float(magnitude.max())), _grid_lines(field)]
@@ -35,7 +37,7 @@ def _grid_lines(field: NDArray[Any]) -> NDArray[np.floating[Any]]:
     return np.asarray(np.clip(1.0 - from_line, 0.0, 1.0))
 
 
-def _tile(panel: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
+def _tile(panel: NDArray[Any]) -> NDArray[np.uint8]:
     """Turned so that the second axis points up, enlarged, a white gap at its right."""
     grey = (np.clip(np.rot90(panel), 0.0, 1.0) * 255).round().astype(np.uint8)
     zoom = max(1, PICTURE_EDGE // max(grey.shape))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -9,10 +10,9 @@ import torch
 from torch import Tensor
 
 from hpcstab.config import RunConfig
-from hpcstab.data.brains import LABELS
 from hpcstab.data.checks import check_arrays
 from hpcstab.models.liquidreg import config as keys
-from hpcstab.models.liquidreg.data import Pairs, split_pairs
+from hpcstab.models.liquidreg.data import Pairs
 from hpcstab.models.liquidreg.lncc import centred_lncc, guarded_lncc, raw_lncc
 from hpcstab.models.liquidreg.losses import diffusion, folding, liquid_stability, mean_square, volume_change
 from hpcstab.models.liquidreg.metrics import (
@@ -24,19 +24,26 @@ from hpcstab.models.liquidreg.metrics import (
     sd_log_jacobian,
 )
 from hpcstab.models.liquidreg.network import LiquidRegistration, Registration
+from hpcstab.models.liquidreg.pairs import pairs_of
 from hpcstab.models.liquidreg.pictures import row_of_slices
 from hpcstab.models.liquidreg.warping import jacobian_determinant, warp
 from hpcstab.task import Baseline, DataFinding, Maximum, Metric, Partial, Picture, Split, StepContext, Sum
 
 NUM_PICTURES = 2
-_MEANS = ("dice", "epe", "folding", "sd_log_j", "reach", "lncc", "psnr")
+_OF_KNOWN = ("epe", "reach")
+_BESIDE = (
+    Metric("beside_dice", "1", "higher", "Dice of grey and white matter of Colin27 on MNI152, whose answer is unknown"),
+    Metric("beside_folding", "1", "lower", "folding of Colin27 on MNI152"),
+    Metric("beside_sd_log_j", "1", "lower", "standard deviation of log(|J| + 3) of Colin27 on MNI152"),
+    Metric("beside_lncc", "1", "higher", "mean LNCC, centred form, of Colin27 on MNI152"),
+)
 
 
 class Task:
     """Diffeomorphic registration of pairs of brains (write-up liquidreg)."""
 
     Config: ClassVar[type[RunConfig]] = keys.Config
-    metrics = (
+    metrics: tuple[Metric, ...] = (
         Metric("dice", "1", "higher", "Dice of the fixed and the warped labels, mean over labels, mean over pairs"),
         Metric("epe", "voxel", "lower", "mean distance to the known displacement inside the brain, mean over pairs"),
         Metric("folding", "1", "lower", "part of the voxels with a Jacobian determinant of 0 or less"),
@@ -55,7 +62,11 @@ class Task:
 
     def __init__(self, config: keys.Config, seed: int) -> None:
         self._config = config
-        self._pairs = split_pairs(config.data, seed)
+        self._source = pairs_of(config.data, seed)
+        splits: tuple[Split, ...] = ("train", "validation")
+        self._pairs = {split: Pairs(self._source, split, config.data.normalize) for split in splits}
+        known = tuple(m for m in self.metrics if self._source.answers_known or m.name not in _OF_KNOWN)
+        self.metrics = known + (_BESIDE if self._source.beside else ())
 
     def network(self) -> LiquidRegistration:
         return LiquidRegistration(self._config.network)
@@ -92,27 +103,31 @@ class Task:
         return self._scores(network(batch["fixed"], batch["moving"]), batch)
 
     def summarize(self, totals: Mapping[str, float]) -> Mapping[str, float]:
-        return {
-            **{name: totals[name] / totals["num_pairs"] for name in _MEANS},
-            "lncc_low": -totals["minus_lncc_low"],
-            "lncc_high": totals["lncc_high"],
+        extremes = {"lncc_low": -totals["minus_lncc_low"], "lncc_high": totals["lncc_high"]}
+        return extremes | {
+            name: totals[name] / totals["beside_pairs" if name.startswith("beside_") else "pairs"]
+            for name in (metric.name for metric in self.metrics)
+            if name not in extremes
         }
 
     def baselines(self) -> Sequence[Baseline]:
         """No registration at all, and the known answer, which labels sampled on a grid keep below a Dice of 1."""
         batch = torch.utils.data.default_collate([self._pairs["validation"][i] for i in range(self._num_held_out)])
-        known = batch["displacement"]
+        known = batch["displacement"].nan_to_num()  # the pair beside has no answer: it stays as it is
+        known_answer = (
+            [Baseline("known_answer", "reference", self._scores_of(known, batch))] if self._source.answers_known else []
+        )
         return [
             Baseline("no_registration", "floor", self._scores_of(torch.zeros_like(known), batch)),
-            Baseline("known_answer", "reference", self._scores_of(known, batch)),
+            *known_answer,
         ]
 
     def data_facts(self) -> Mapping[str, int | float | str]:
         return {
-            "source": "seeded synthetic brains with seeded diffeomorphisms",
+            **self._source.facts(),
             "num_train_pairs": len(self._pairs["train"]),
             "num_validation_pairs": self._num_held_out,
-            "num_labels": len(LABELS),
+            "num_labels": self._source.num_labels,
         }
 
     def samples(self, network: LiquidRegistration, context: StepContext) -> Sequence[Picture]:
@@ -130,8 +145,8 @@ class Task:
 
     def check_data(self) -> Sequence[DataFinding]:
         edge = self._config.data.edge
-        volumes = {str(split): pairs.volumes() for split, pairs in self._pairs.items()}
-        return check_arrays(volumes, (edge, edge, edge), (0.0, 4095.0))
+        volumes = {str(split): pairs.fixed_volumes() for split, pairs in self._pairs.items()}
+        return [*self._source.findings, *check_arrays(volumes, (edge, edge, edge), self._source.value_range)]
 
     @property
     def _num_held_out(self) -> int:
@@ -153,16 +168,19 @@ class Task:
         determinants = jacobian_determinant(found.displacement)
         similarity, _ = self._similarity(batch["fixed"], found.warped)
         figures = {
-            "dice": mean_dice(labels, warped_labels.round(), len(LABELS)),
+            "dice": mean_dice(labels, warped_labels.round(), self._source.num_labels),
             "epe": endpoint_error(found.displacement, known, brain),
             "folding": folding_share(determinants),
             "sd_log_j": sd_log_jacobian(determinants),
             "reach": reach(found.displacement, known, brain),
             "lncc": centred_lncc(batch["fixed"], found.warped, window).flatten(1).mean(dim=1),
             "psnr": psnr_db(found.warped, batch["fixed"]),
-            "num_pairs": torch.ones(len(known)),
+            "pairs": torch.ones_like(labels[:, 0, 0, 0, 0], dtype=torch.float64),
         }
-        return {name: Sum(values.double().sum()) for name, values in figures.items()} | {
+        beside = batch["beside"]
+        return {
+            **{name: Sum(torch.where(beside, 0.0, values).sum()) for name, values in figures.items()},
+            **{f"beside_{name}": Sum(torch.where(beside, values, 0.0).sum()) for name, values in figures.items()},
             "minus_lncc_low": Maximum(-similarity.amin()),
             "lncc_high": Maximum(similarity.amax()),
         }
@@ -171,4 +189,5 @@ class Task:
         """Scores of a given displacement instead of a network's."""
         warped = warp(batch["moving"], displacement)
         found = Registration(displacement, displacement, warped, displacement.new_zeros(len(warped), 1))
-        return self.summarize({name: float(part.value) for name, part in self._scores(found, batch).items()})
+        scores = self.summarize({name: float(part.value) for name, part in self._scores(found, batch).items()})
+        return {name: value for name, value in scores.items() if math.isfinite(value)}  # raw LNCC may have no extremes

@@ -35,9 +35,10 @@ def warp(
     last = displacement.new_tensor([max(size - 1, 1) for size in shape])
     positions = (voxel_grid(shape, displacement) + displacement).movedim(1, -1) * (2.0 / last) - 1.0
     positions = positions.clamp(-grid_limit, grid_limit).flip(-1)  # grid_sample wants the last axis first
-    return functional.grid_sample(
+    sampled: Tensor = functional.grid_sample(
         volumes, positions.to(volumes.dtype), mode=mode, padding_mode="border", align_corners=True
     )
+    return sampled
 
 
 def exponential(velocity: Tensor, num_squarings: int, grid_limit: float = 1.0) -> Tensor:
@@ -46,20 +47,16 @@ def exponential(velocity: Tensor, num_squarings: int, grid_limit: float = 1.0) -
     Trustworthy where ``max |velocity| / 2 ** num_squarings`` is below half a voxel.
     Source: Arsigny et al., "A Log-Euclidean Framework for Statistics on Diffeomorphisms" (MICCAI 2006).
     """
-    displacement = velocity / 2**num_squarings
+    displacement: Tensor = velocity / 2**num_squarings
     for _ in range(num_squarings):
-        displacement = displacement + warp(displacement, displacement, grid_limit)
+        displacement = warp(displacement, displacement, grid_limit) + displacement
     return displacement
 
 
 def jacobian_determinant(displacement: Tensor) -> Tensor:
     """det(I + grad u) by central differences at inner voxels, (B, D-2, H-2, W-2); at most 0 where space folds."""
-    inner = slice(1, -1)
-    rows = []
-    for axis in range(3):
-        ahead, behind = ([inner] * 3 for _ in range(2))
-        ahead[axis], behind[axis] = slice(2, None), slice(None, -2)
-        rows.append((displacement[(..., *ahead)] - displacement[(..., *behind)]) / 2.0)
-    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = (row.unbind(1) for row in rows)
+    slopes = torch.gradient(displacement, dim=(2, 3, 4))
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = (slope[..., 1:-1, 1:-1, 1:-1].unbind(1) for slope in slopes)
     xx, yy, zz = xx + 1.0, yy + 1.0, zz + 1.0
-    return xx * (yy * zz - yz * zy) - xy * (yx * zz - yz * zx) + xz * (yx * zy - yy * zx)
+    determinants: Tensor = xx * (yy * zz - yz * zy) - xy * (yx * zz - yz * zx) + xz * (yx * zy - yy * zx)
+    return determinants
