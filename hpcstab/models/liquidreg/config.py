@@ -37,9 +37,9 @@ class Data(DataConfig):
 
     ``source``: ``synthetic`` draws labelled brains, one a pair; ``real``: each pair is one of the fetched ``brains``
     and itself, warped, and with both of them their own pair is held out too; ``folder``: pairs of subjects of a
-    ``folder`` (imagesTr, labelsTr), held out by subject, as many as there are. ``normalize``: intensities as they come,
-    or each volume as z-scores or in [0, 1]. ``largest_velocity``: of the known warps along an axis, in voxels; each pair
-    draws from half of it to all of it.
+    ``folder`` (imagesTr, labelsTr), held out by subject, as many as there are. ``normalize``: intensities as they
+    come, or each volume as z-scores or in [0, 1]. ``largest_velocity``: of the known warps along an axis, in voxels;
+    each pair draws from half of it to all of it.
     """
 
     source: Literal["synthetic", "real", "folder"]
