@@ -27,8 +27,8 @@ LABELS = (
 )
 """Label i + 1 of each; 0 is background."""
 
-_CSF, _CORTEX, _WHITE, _DEEP = 500.0, 900.0, 1250.0, 1050.0
-_BACKGROUND = 200.0  # constant, as skull stripping leaves it in scanners' units
+_CSF, _CORTEX, _WHITE, _DEEP = 800.0, 1200.0, 1500.0, 1350.0
+_BACKGROUND = 600.0  # constant, as skull stripping leaves it, and not 0, where scanners store with an offset
 _EDGE_SOFTNESS = 0.6  # voxels
 _ELLIPSOIDS: tuple[tuple[int, float, tuple[float, float, float], tuple[float, float, float]], ...] = (
     # label, intensity, centre and radii along (left to right, back to front, foot to head)

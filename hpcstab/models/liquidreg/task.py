@@ -137,9 +137,8 @@ class Task:
             item = self._pairs["validation"][index]
             found = network(item["fixed"][None].to(context.device), item["moving"][None].to(context.device))
             name = f"{self._pairs['validation'].ids[index]}_fixed_moving_warped_displacement_grid"
-            panels = row_of_slices(
-                item["fixed"], item["moving"], found.warped[0].float().cpu(), found.displacement[0].cpu()
-            )
+            warped, displacement = (field[0].detach().float().cpu() for field in (found.warped, found.displacement))
+            panels = row_of_slices(item["fixed"], item["moving"], warped, displacement)
             pictures.append(Picture(name, panels))
         return pictures
 
