@@ -28,7 +28,7 @@ LABELS = (
 """Label i + 1 of each; 0 is background."""
 
 _CSF, _CORTEX, _WHITE, _DEEP = 800.0, 1200.0, 1500.0, 1350.0
-_BACKGROUND = 600.0  # constant, as skull stripping leaves it, and not 0, where scanners store with an offset
+_BACKGROUND = 600.0  # flat, as skull stripping leaves it, and not 0, as where scanners store with an offset
 _EDGE_SOFTNESS = 0.6  # voxels
 _ELLIPSOIDS: tuple[tuple[int, float, tuple[float, float, float], tuple[float, float, float]], ...] = (
     # label, intensity, centre and radii along (left to right, back to front, foot to head)

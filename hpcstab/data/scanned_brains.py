@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -20,10 +19,9 @@ from hpcstab.data.formats.nifti import read_scan
 from hpcstab.data.registration import Intensities, Labels
 from hpcstab.data.scans import Scan, check_same_grid
 from hpcstab.data.sources import SOURCES, read_member
-from hpcstab.data.sources.source import Source
 
 BrainName = Literal["mni152", "colin27"]
-BRAIN_SOURCES: Mapping[BrainName, Source] = {"mni152": SOURCES["nilearn"], "colin27": SOURCES["mricron-data"]}
+BRAIN_PACKAGES: Mapping[BrainName, str] = {"mni152": "nilearn", "colin27": "mricron-data"}
 _FIELD_OF_VIEW_MM = 192.0
 _MIDDLE_MM = np.array([0.0, -18.0, 12.0])  # of a brain in MNI space
 _SMOOTHING = 0.4  # of a voxel of the cube: the spread of the blur before points of the scan are taken
@@ -82,7 +80,6 @@ def tissue_of(intensities: NDArray[Any]) -> Labels:
     return labels
 
 
-@cache
 def _mni152() -> tuple[Scan, Scan]:
     from scipy.ndimage import binary_closing, binary_fill_holes
 
@@ -96,7 +93,6 @@ def _mni152() -> tuple[Scan, Scan]:
     return Scan(np.where(brain, image.voxels, 0), image.affine), Scan(labels, image.affine)
 
 
-@cache
 def _colin27(tissue: bool) -> tuple[Scan, Scan]:
     image, regions = _read("colin27", "ch2bet.nii.gz"), _read("colin27", "aal.nii.gz")
     check_same_grid(image, regions, ("Colin27", "its AAL labels"))
@@ -104,4 +100,4 @@ def _colin27(tissue: bool) -> tuple[Scan, Scan]:
 
 
 def _read(name: BrainName, file: str) -> Scan:
-    return read_scan(read_member(BRAIN_SOURCES[name], file), file)
+    return read_scan(read_member(SOURCES[BRAIN_PACKAGES[name]], file), file)

@@ -56,9 +56,9 @@ class Data(DataConfig):
         return self
 
     def sources(self) -> tuple[str, ...]:
-        from hpcstab.data.scanned_brains import BRAIN_SOURCES
+        from hpcstab.data.scanned_brains import BRAIN_PACKAGES
 
-        return tuple(BRAIN_SOURCES[name].package for name in self.brains) if self.source == "real" else ()
+        return tuple(BRAIN_PACKAGES[name] for name in self.brains) if self.source == "real" else ()
 
 
 class Weights(Section):

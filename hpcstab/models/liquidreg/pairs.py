@@ -13,13 +13,14 @@ from hpcstab.data.brains import LABELS, random_brain
 from hpcstab.data.diffeomorphisms import Flow, random_flow
 from hpcstab.data.registration import Pair, anatomies, known_pair
 from hpcstab.data.registration_folder import ScannedSubject, Subjects, read_subjects
-from hpcstab.data.scanned_brains import BRAIN_SOURCES, ScannedBrain, scanned_brain
-from hpcstab.data.sources import provenance
+from hpcstab.data.scanned_brains import BRAIN_PACKAGES, BrainName, ScannedBrain, scanned_brain
+from hpcstab.data.sources import SOURCES, provenance
 from hpcstab.models.liquidreg.config import Data
 from hpcstab.seeds import keyed_seed
 from hpcstab.task import DataFinding, Split
 
 _ANATOMIES = "colin27_to_mni152"
+_BOTH: tuple[BrainName, BrainName] = ("mni152", "colin27")
 
 
 class PairSource(ABC):
@@ -101,6 +102,11 @@ class RealPairs(KnownPairs):
         return [scanned_brain(name, self._data.edge) for name in self._data.brains]
 
     @cached_property
+    def _anatomies(self) -> Pair:
+        fixed, moving = (scanned_brain(name, self._data.edge, tissue=True) for name in _BOTH)
+        return anatomies(fixed, moving, self._data.edge)
+
+    @cached_property
     def num_labels(self) -> int:  # type: ignore[override]
         return max(int(brain.labels.voxels.max()) for brain in self._brains)
 
@@ -111,14 +117,13 @@ class RealPairs(KnownPairs):
     def pair(self, split: Split, index: int) -> Pair:
         if split == "validation":
             if index < len(self.beside):
-                edge = self._data.edge
-                return anatomies(scanned_brain("mni152", edge, True), scanned_brain("colin27", edge, True), edge)
+                return self._anatomies
             index -= len(self.beside)
         brain = self._brains[self._numbers[split][index] % len(self._brains)]
         return known_pair(brain, self._flow(self._generator(split, index)), self._data.edge)
 
     def facts(self) -> Mapping[str, int | float | str]:
-        sources = [BRAIN_SOURCES[name] for name in self._data.brains]
+        sources = [SOURCES[BRAIN_PACKAGES[name]] for name in self._data.brains]
         return {
             "source": f"{' and '.join(self._data.brains)} of {', '.join(source.release for source in sources)},"
             " each with itself, warped by a seeded flow" + ("; beside them Colin27 to MNI152" if self.beside else ""),
