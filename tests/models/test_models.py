@@ -49,6 +49,9 @@ def test_every_fix_alone_trains(train_run: MakeRun, model: str, fix: str) -> Non
     run = train_run(model, with_one_change(load_experiment(model), fix), settings=["trainer.max_steps=2"])
     status = read_json(run.status_json)
     assert status is not None
+    if status["state"] == "halted":  # guards, where every batch is refused: each step has a row a turn
+        assert {row["outcome"] for row in read_rows(run.metrics_csv)} <= {"skipped", "held"}
+        return
     assert status["state"] in ("completed", "diverged")
     assert len(read_rows(run.metrics_csv)) == 2
 
