@@ -55,7 +55,7 @@ def test_without_a_change_it_is_the_parent_bit_for_bit(
 def test_a_run_that_was_sick_from_its_first_step_has_nothing_to_go_on_from(train_run: MakeRun) -> None:
     whole = train_run(*SICK_FROM_THE_FIRST_STEP, settings=[*EVERY_TWO, "trainer.ema_decay=0.9"])
     assert [folder.name for folder in checkpoints_of(whole)] == ["step_00000002"]
-    with pytest.raises(CheckpointError, match="weights cannot be made up: .*; none was found beside this one"):
+    with pytest.raises(CheckpointError, match=r"weights cannot be made up: .*; none was found beside this one"):
         plan(whole, "2")
 
 
