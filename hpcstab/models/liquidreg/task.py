@@ -30,6 +30,7 @@ from hpcstab.models.liquidreg.warping import jacobian_determinant, warp
 from hpcstab.task import Baseline, DataFinding, Maximum, Metric, Partial, Picture, Split, StepContext, Sum
 
 NUM_PICTURES = 2
+_NO_LNCC = math.inf  # a window without a value is no extreme
 _OF_KNOWN = ("epe", "reach")
 _BESIDE = (
     Metric("beside_dice", "1", "higher", "Dice of grey and white matter of Colin27 on MNI152, whose answer is unknown"),
@@ -52,8 +53,9 @@ class Task:
             "reach", "1", "higher", "largest displacement inside the brain over the largest needed, mean over pairs"
         ),
         Metric("lncc", "1", "higher", "mean LNCC of fixed and warped volumes, centred form, mean over pairs"),
-        Metric("lncc_low", "1", "higher", "lowest LNCC of any window, in the form of the loss"),
-        Metric("lncc_high", "1", "lower", "highest LNCC of any window, in the form of the loss"),
+        Metric("lncc_low", "1", "higher", "lowest LNCC of any window that has one, in the form of the loss"),
+        Metric("lncc_high", "1", "lower", "highest LNCC of any window that has one, in the form of the loss"),
+        Metric("lncc_nan", "1", "lower", "part of the windows whose LNCC, in the form of the loss, is NaN"),
         Metric("psnr", "dB", "higher", "of the warped volume, peak: range of the fixed one, mean over pairs"),
     )
     loss_term_names = ("lncc", "jacobian", "velocity", "liquid", "diffusion", "folding")
@@ -105,7 +107,7 @@ class Task:
     def summarize(self, totals: Mapping[str, float]) -> Mapping[str, float]:
         extremes = {"lncc_low": -totals["minus_lncc_low"], "lncc_high": totals["lncc_high"]}
         return extremes | {
-            name: totals[name] / totals["beside_pairs" if name.startswith("beside_") else "pairs"]
+            name: _mean(totals[name], totals["beside_pairs" if name.startswith("beside_") else "pairs"])
             for name in (metric.name for metric in self.metrics)
             if name not in extremes
         }
@@ -160,33 +162,44 @@ class Task:
         return form(fixed, warped, losses.lncc_window), None
 
     def _scores(self, found: Registration, batch: Mapping[str, Tensor]) -> dict[str, Partial]:
-        """Figures of a batch; those of pairs add up."""
-        window = self._config.losses.lncc_window
-        labels, brain, known = batch["fixed_labels"], batch["fixed_labels"] > 0, batch["displacement"]
-        warped_labels = warp(batch["moving_labels"].float(), found.displacement, mode="nearest")
-        determinants = jacobian_determinant(found.displacement)
+        """Figures of a batch; those of pairs add up, those of a pair beside the others apart."""
+        labels, beside = batch["fixed_labels"], batch["beside"]
         similarity, _ = self._similarity(batch["fixed"], found.warped)
+        warped_labels = warp(batch["moving_labels"].float(), found.displacement, mode="nearest").round()
+        determinants = jacobian_determinant(found.displacement)
+        centred = centred_lncc(batch["fixed"], found.warped, self._config.losses.lncc_window)
         figures = {
-            "dice": mean_dice(labels, warped_labels.round(), self._source.num_labels),
-            "epe": endpoint_error(found.displacement, known, brain),
+            "dice": mean_dice(labels, warped_labels, self._source.num_labels),
             "folding": folding_share(determinants),
             "sd_log_j": sd_log_jacobian(determinants),
-            "reach": reach(found.displacement, known, brain),
-            "lncc": centred_lncc(batch["fixed"], found.warped, window).flatten(1).mean(dim=1),
+            "lncc": centred.flatten(1).double().mean(dim=1),
             "psnr": psnr_db(found.warped, batch["fixed"]),
-            "pairs": torch.ones_like(labels[:, 0, 0, 0, 0], dtype=torch.float64),
+            "lncc_nan": similarity.isnan().flatten(1).double().mean(dim=1),
+            "pairs": torch.ones_like(beside, dtype=torch.float64),
         }
-        beside = batch["beside"]
-        return {
-            **{name: Sum(torch.where(beside, 0.0, values).sum()) for name, values in figures.items()},
-            **{f"beside_{name}": Sum(torch.where(beside, values, 0.0).sum()) for name, values in figures.items()},
-            "minus_lncc_low": Maximum(-similarity.amin()),
-            "lncc_high": Maximum(similarity.amax()),
-        }
+        sums: dict[str, Partial] = {}
+        for name, values in (figures | self._against_the_answer(found, batch)).items():
+            sums[name] = Sum(torch.where(beside, 0.0, values).sum())
+        for name, values in figures.items():
+            sums[f"beside_{name}"] = Sum(torch.where(beside, values, 0.0).sum())
+        sums["minus_lncc_low"] = Maximum((-similarity).nan_to_num(nan=-_NO_LNCC).amax())
+        sums["lncc_high"] = Maximum(similarity.nan_to_num(nan=-_NO_LNCC).amax())
+        return sums
+
+    def _against_the_answer(self, found: Registration, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if not self._source.answers_known:
+            return {}
+        known, brain = batch["displacement"], batch["fixed_labels"] > 0
+        figures = (endpoint_error(found.displacement, known, brain), reach(found.displacement, known, brain))
+        return dict(zip(_OF_KNOWN, figures, strict=True))
 
     def _scores_of(self, displacement: Tensor, batch: Mapping[str, Tensor]) -> Mapping[str, float]:
         """Scores of a given displacement instead of a network's."""
         warped = warp(batch["moving"], displacement)
         found = Registration(displacement, displacement, warped, displacement.new_zeros(len(warped), 1))
-        scores = self.summarize({name: float(part.value) for name, part in self._scores(found, batch).items()})
-        return {name: value for name, value in scores.items() if math.isfinite(value)}  # raw LNCC may have no extremes
+        return self.summarize({name: float(part.value) for name, part in self._scores(found, batch).items()})
+
+
+def _mean(total: float, count: float) -> float:
+    """NaN of nothing: where the batch with the pair beside could not be evaluated."""
+    return total / count if count else math.nan

@@ -52,6 +52,7 @@ def test_with_both_brains_their_pair_stands_beside(
     assert answer.scores["beside_dice"] == floor.scores["beside_dice"] < 1.0
     run = train_run("liquidreg", "cured", settings=[REAL, BOTH])
     rows = read_rows(run.evals_csv)
+    assert {row["num_failed_batches"] for row in rows} == {"0"}
     assert all(
         math.isfinite(float(row[name])) for row in rows for name in ("dice", "epe", "beside_dice", "beside_lncc")
     )
@@ -85,4 +86,6 @@ def test_trains_on_a_folder_and_reports_what_was_left_out(train_run: MakeRun, tm
     task_json = read_json(run.task_json)
     assert task_json is not None
     assert task_json["data"]["num_left_out"] == 1
-    assert all(math.isfinite(float(row["dice"])) for row in read_rows(run.evals_csv))
+    rows = read_rows(run.evals_csv)
+    assert {row["num_failed_batches"] for row in rows} == {"0"}
+    assert all(math.isfinite(float(row["dice"])) for row in rows)

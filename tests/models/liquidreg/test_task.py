@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +48,15 @@ def test_the_floor_is_no_registration_and_the_reference_the_known_answer() -> No
     assert (answer.scores["epe"], answer.scores["folding"], floor.scores["sd_log_j"]) == (0.0, 0.0, 0.0)
     assert answer.scores["dice"] > floor.scores["dice"] + 0.1
     assert answer.scores["psnr"] > floor.scores["psnr"] + 10.0
+
+
+def test_windows_without_an_lncc_are_counted_and_the_rest_is_evaluated() -> None:
+    task = Task(make_config("before"), 0)
+    metrics = metrics_of(task, torch.zeros_like(held_out(task)["displacement"]))
+    assert 0.0 < metrics["lncc_nan"] < 0.1
+    assert metrics["lncc_high"] > 1.0
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert metrics["dice"] == task.baselines()[0].scores["dice"]
 
 
 def test_half_of_the_way_has_half_of_the_error_and_reach() -> None:
