@@ -17,7 +17,8 @@ class Network(Section):
     of a volume. ``hidden_size``: of the hyper-network. ``num_units``, ``num_steps``, ``solver``: of the liquid cell.
     ``weights``: ``functional`` runs the cell with what the hyper-network wrote, ``detached`` cuts autograd between
     them. ``velocity_scale``: the largest velocity of any axis, in voxels. ``grid_limit``: of sampling positions, 1 is
-    the outermost voxel's centre.
+    the outermost voxel's centre. ``grad_scaler``: the call by which the write-up's program made its loss scaler; the
+    trainer has its own, so that it changes no number.
     """
 
     encoder_channels: Annotated[tuple[int, ...], Strict(False)] = Field(min_length=1)
@@ -30,6 +31,7 @@ class Network(Section):
     velocity_scale: float = Field(gt=0)
     num_squarings: int = Field(ge=0)
     grid_limit: float = Field(gt=0, le=1)
+    grad_scaler: Literal["torch.cuda.amp", "dummy", "torch.amp"] = Field(json_schema_extra=KEEPS_NUMBERS)
 
 
 class Data(DataConfig):
@@ -75,14 +77,12 @@ class Weights(Section):
 class Losses(LossesConfig):
     """Minus the mean LNCC and the regularising terms, all in fp32 but a raw or guarded LNCC.
 
-    ``lncc``: the form, see lncc.py; ``lncc_window``: edge of its cubic window in voxels. ``grad_scaler``: the call by
-    which the program of the write-up made its loss scaler; the trainer has its own, so that it changes no number.
+    ``lncc``: the form, see lncc.py; ``lncc_window``: edge of its cubic window in voxels.
     """
 
     weights: Weights
     lncc: Literal["raw", "guarded", "centred"]
     lncc_window: int = Field(ge=3)
-    grad_scaler: Literal["torch.cuda.amp", "dummy", "torch.amp"] = Field(json_schema_extra=KEEPS_NUMBERS)
 
     @field_validator("lncc_window")
     @classmethod

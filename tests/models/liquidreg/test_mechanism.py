@@ -45,7 +45,7 @@ def test_the_root_of_a_negative_product_is_the_failure(train_run: MakeRun) -> No
 
 @pytest.mark.parametrize("fix", ["grid_clamp", "clip", "lower_lr", "velocity_scale"])
 def test_what_the_write_up_gives_as_causes_are_none(train_run: MakeRun, fix: str) -> None:
-    run = train_run("liquidreg", f"before+{fix}")
+    run = train_run("liquidreg", f"before+{fix}", settings=["trainer.max_steps=1"])
     assert read_history(run.metrics_csv)[0]["loss_finite"] == "0"
 
 
@@ -77,8 +77,9 @@ def test_the_trigger_is_the_declared_one(train_run: MakeRun) -> None:
     assert judge(run).finite.answer == "yes"
 
 
-def test_cured_is_finite_and_nothing_fires(train_run: MakeRun) -> None:
-    judgement = judge(train_run("liquidreg", "cured"))
+@pytest.mark.parametrize("variant", ["cured", "cured-hardened"])
+def test_cured_is_finite_and_nothing_fires(train_run: MakeRun, variant: str) -> None:
+    judgement = judge(train_run("liquidreg", variant))
     assert (judgement.finite.answer, judgement.unmasked.answer) == ("yes", "yes")
 
 
