@@ -128,6 +128,10 @@ class RealPairs(KnownPairs):
             "source": f"{' and '.join(self._data.brains)} of {', '.join(source.release for source in sources)},"
             " each with itself, warped by a seeded flow" + ("; beside them Colin27 to MNI152" if self.beside else ""),
             **provenance(sources),
+            "scans": "; ".join(
+                _described(brain, name) for brain, name in zip(self._brains, self._data.brains, strict=True)
+            ),
+            "spacing_mm": self._brains[0].spacing_mm,
             "num_subjects": len(self._brains),
             "held_out_by": "warp: training and held-out pairs show the same brains",
         }
@@ -186,6 +190,13 @@ def pairs_of(data: Data, seed: int) -> PairSource:
         "folder": FolderPairs,
     }
     return kinds[data.source](data, seed)
+
+
+def _described(brain: ScannedBrain, name: str) -> str:
+    """Orientation and spacing of a scan as it was read, its range after the blur."""
+    voxels, steps = brain.image.voxels, brain.image.spacing_mm
+    size, spacing = (" x ".join(f"{value:g}" for value in values) for values in (voxels.shape, steps))
+    return f"{name}: axes right, front, head; {size} voxels of {spacing} mm; {voxels.min():.4g} to {voxels.max():.4g}"
 
 
 def _in_a_ring(subjects: list[ScannedSubject]) -> list[tuple[ScannedSubject, ScannedSubject]]:

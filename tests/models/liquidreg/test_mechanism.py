@@ -79,7 +79,9 @@ def test_the_trigger_is_the_declared_one(train_run: MakeRun) -> None:
 
 @pytest.mark.parametrize("variant", ["cured", "cured-hardened"])
 def test_cured_is_finite_and_nothing_fires(train_run: MakeRun, variant: str) -> None:
-    judgement = judge(train_run("liquidreg", variant))
+    run = train_run("liquidreg", variant)
+    assert max(float(row["diag_squaring_step"]) for row in read_history(run.metrics_csv).values()) < 0.5
+    judgement = judge(run)
     assert (judgement.finite.answer, judgement.unmasked.answer) == ("yes", "yes")
 
 

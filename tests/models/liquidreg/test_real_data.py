@@ -31,6 +31,10 @@ def test_trains_on_mni152(train_run: MakeRun, monkeypatch: pytest.MonkeyPatch, t
     assert task["data"]["source"] == "mni152 of nilearn 0.14.1, each with itself, warped by a seeded flow"
     assert "terms of its own" in task["data"]["licence"]
     assert "same brains" in task["data"]["held_out_by"]
+    assert task["data"]["scans"].startswith(
+        "mni152: axes right, front, head; 33 x 39 x 32 voxels of 6 x 6 x 6 mm; 0 to"
+    )
+    assert task["data"]["spacing_mm"] == 192.0 / 20
     assert (task["data"]["num_labels"], task["data"]["num_validation_pairs"]) == (2, 2)
     assert not [metric for metric in task["metrics"] if metric["name"].startswith("beside_")]
 
