@@ -16,14 +16,14 @@ _GAP = 4  # pixels
 def row_of_slices(fixed: Tensor, moving: Tensor, warped: Tensor, displacement: Tensor) -> NDArray[np.uint8]:
     """The middle slice along the last axis: fixed, moving, warped, magnitude of the displacement, warped grid.
 
-    Grey spans the fixed volume's range; in the fourth panel 0 to the largest displacement of the slice, which is 3 or
-    more voxels. Volumes (1, D, H, W), displacement (3, D, H, W).
+    Grey spans the fixed volume's range, for moving and warped the moving one's; in the fourth panel 0 to the largest
+    displacement of the slice, or to 3 voxels where that is more. Volumes (1, D, H, W), displacement (3, D, H, W).
     """
-    low, high = float(fixed.min()), float(fixed.max())
     middle = fixed.shape[-1] // 2
-    panels: list[NDArray[Any]] = [
-        (volume[0, ..., middle].numpy() - low) / ((high - low) or 1.0) for volume in (fixed, moving, warped)
-    ]
+    panels: list[NDArray[Any]] = []
+    for volume, unit in ((fixed, fixed), (moving, moving), (warped, moving)):
+        low, high = float(unit.min()), float(unit.max())
+        panels.append((volume[0, ..., middle].numpy() - low) / ((high - low) or 1.0))
     field = displacement[..., middle].numpy()
     magnitude = np.linalg.norm(field, axis=0)
     panels += [magnitude / max(3.0, float(magnitude.max())), _grid_lines(field)]
