@@ -75,7 +75,7 @@ class Weights(Section):
 
 
 class Losses(LossesConfig):
-    """Minus the mean LNCC and the regularising terms, all in fp32 but a raw or guarded LNCC.
+    """Minus the mean LNCC and the regularising terms, all of fp32 displacements and volumes.
 
     ``lncc``: the form, see lncc.py; ``lncc_window``: edge of its cubic window in voxels.
     """
