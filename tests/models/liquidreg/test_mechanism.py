@@ -105,7 +105,12 @@ def test_a_longer_detached_training_of_cured_learns_nothing_either_where_cured_i
         "data.train_split=0.8",
         "network.encoder_channels=[8,16,32,32,32]",
     ]
-    settings += ["data.batch_size=4", "trainer.evaluate_every.steps=60", "trainer.probe_every.steps=20"]
+    settings += [
+        "optimizer.lr=3e-3",
+        "data.batch_size=4",
+        "trainer.evaluate_every.steps=60",
+        "trainer.probe_every.steps=20",
+    ]
     cured = judge(train_run("liquidreg", "cured", settings=settings))
     assert cured.stable, cured.as_json()
     detached = judge(train_run("liquidreg", "cured+detached_hypernetwork", settings=settings))
