@@ -167,7 +167,10 @@ class Task(Protocol):
         ...
 
 
-FindingKind = Literal["non_finite", "constant", "range", "shape", "dtype", "unreadable", "duplicate"]
+FindingKind = Literal[
+    "non_finite", "constant", "range", "shape", "grid", "dtype", "labels", "missing", "unreadable", "duplicate"
+]
+"""``grid``: shape or spacing of scans that belong together; ``missing``: the other half of a pair."""
 
 
 @dataclass(frozen=True)

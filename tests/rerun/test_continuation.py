@@ -9,6 +9,7 @@ import torch
 
 from hpcstab.checkpoint import read_checkpoint
 from hpcstab.config import load_experiment, variant_names
+from hpcstab.errors import CheckpointError
 from hpcstab.metrics import read_evals, read_history
 from hpcstab.rerun.source import checkpoints_of
 from hpcstab.rundir import RunDir, read_json
@@ -17,7 +18,13 @@ from tests.rerun.conftest import EVERY_TWO, Begin, event, plan, rewrite, train
 from tests.training.test_resume import equal, final_state, numbers
 
 MAIN = ("before", "after", "cured")
-VARIANTS = [(model, name) for model in MODELS for name in variant_names(load_experiment(model)) if name in MAIN]
+SICK_FROM_THE_FIRST_STEP = ("liquidreg", "before")
+VARIANTS = [
+    (model, name)
+    for model in MODELS
+    for name in variant_names(load_experiment(model))
+    if name in MAIN and (model, name) != SICK_FROM_THE_FIRST_STEP
+]
 
 
 def beginning(run: RunDir) -> dict[str, Any]:
@@ -43,6 +50,13 @@ def test_without_a_change_it_is_the_parent_bit_for_bit(
     assert numbers(list(read_history(run.metrics_csv).values())) == numbers(expected)
     from_branch = [row for row in read_evals(whole.evals_csv) if int(row["step"]) >= branch]
     assert numbers(read_evals(run.evals_csv)) == numbers(from_branch)
+
+
+def test_a_run_that_was_sick_from_its_first_step_has_nothing_to_go_on_from(train_run: MakeRun) -> None:
+    whole = train_run(*SICK_FROM_THE_FIRST_STEP, settings=[*EVERY_TWO, "trainer.ema_decay=0.9"])
+    assert [folder.name for folder in checkpoints_of(whole)] == ["step_00000002"]
+    with pytest.raises(CheckpointError, match=r"weights cannot be made up: .*; none was found beside this one"):
+        plan(whole, "2")
 
 
 def test_it_knows_where_it_comes_from(parent: RunDir, begin: Begin) -> None:

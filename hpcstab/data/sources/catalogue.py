@@ -156,6 +156,48 @@ _PINNED = (
         },
         models=("xray2ctpa",),
     ),
+    Source(
+        package="nilearn",
+        version="0.14.1",
+        index="pip",
+        file="nilearn-0.14.1-py3-none-any.whl",
+        num_bytes=11_509_444,
+        sha256="725206484e9fb3f6691f9c2d20204a068759d5072f12055324702ee0cb2bbe8a",
+        about="MNI152 average brain: T1, grey and white matter, (197, 233, 189) uint8 at 1 mm",
+        licence="BSD-3-Clause, that of the package; the template has terms of its own: free to use with its notice",
+        members={
+            "nilearn/datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz": (
+                "421a10e872fd6cadae7f61d358dffbcc1795a497d61ee76c5dda2503e1a1e9e6"
+            ),
+            "nilearn/datasets/data/mni_icbm152_gm_tal_nlin_sym_09a_converted.nii.gz": (
+                "97a5ca69bd24db37a9cb7b32525e1733a209af904129bf1cd36da06d24243bed"
+            ),
+            "nilearn/datasets/data/mni_icbm152_wm_tal_nlin_sym_09a_converted.nii.gz": (
+                "382d92812de4744f9c86c7a0e4f680dc317a0a50e4da1f0153618a6798c7b7db"
+            ),
+        },
+        models=("liquidreg",),
+    ),
+    Source(
+        package="mricron-data",
+        version="1.2.20211006+dfsg-4",
+        index="apt",
+        file="mricron-data_1.2.20211006+dfsg-4_all.deb",
+        num_bytes=16_122_652,
+        sha256="d40aa0ed66cf89bf6cafa049ad3884703c9d975c2ee2737525b7196528df9d6f",
+        about="Colin27, one brain, skull-stripped T1 and 116 AAL labels, (181, 217, 181) uint8 at 1 mm",
+        licence="BSD-3-Clause, that of the package (says Debian); scan and atlas have no terms of their own in it",
+        members={
+            "usr/share/mricron/templates/ch2bet.nii.gz": (
+                "592a2d20abdf36eefcb540ca8958428040edffc1bc1a18ba1dcfbabac77c5dd1"
+            ),
+            "usr/share/mricron/templates/aal.nii.gz": (
+                "b512dcd3f36b77f56be7a9a038134096e66314b7e8c31d25875b96bcf6991454"
+            ),
+        },
+        models=("liquidreg",),
+        extra=True,
+    ),
 )
 SOURCES: dict[str, Source] = {source.package: source for source in _PINNED}
 
