@@ -237,4 +237,6 @@ def _figure(value: float | None) -> str:
 def _metric(state: RunState) -> str:
     if state.metric is None or state.value is None:
         return ""
-    return f"{state.metric} {state.value:.1f}" + (f" {state.unit}" if state.unit else "")
+    if state.unit in (None, "", "1"):
+        return f"{state.metric} {state.value:.3g}"
+    return f"{state.metric} {state.value:.1f} {state.unit}"
