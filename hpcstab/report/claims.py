@@ -120,7 +120,7 @@ def _in_range(claim: Claim, value: float | None) -> bool | None:
 
 
 def _as_answer(claim: Claim, group: Group | None, measured: str, answer: Answer, reason: str) -> ClaimAnswer:
-    label = group.runs[0].full_label if group is not None else claim.variant
+    label = group.full_label if group is not None else claim.variant
     if claim.range is not None:
         test = f"{label}: {claim.metric} {_span(*claim.range)}"
     else:
@@ -151,9 +151,9 @@ def _measured(claim: Claim, rows: Sequence[Row]) -> str:
 
 
 def _rows_of(group: Group | None, rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if group is not None and row["label"] == group.label]
+    return [row for row in rows if group is not None and row["label"] == group.full_label]
 
 
 def _only_overridden(variant: str, section: Section) -> str:
-    labels = [group.runs[0].full_label for group in section.groups if group.variant == variant]
+    labels = [group.full_label for group in section.groups if group.variant == variant]
     return f" without --set (there is {', '.join(labels)})" if labels else ""

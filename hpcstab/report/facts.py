@@ -73,7 +73,7 @@ def _identity(run: LoadedRun, section: Section) -> Row:
         "run_id": run.run_id,
         "campaign": run.identity.get("campaign"),
         "model": run.model,
-        "label": run.label,
+        "label": run.full_label,
         "variant": run.variant,
         "scale": run.scale,
         "seed": run.seed,

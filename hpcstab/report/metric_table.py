@@ -30,7 +30,7 @@ def metric_table(section: Section, rows: Sequence[Row]) -> Table:
     table = []
     for metric, about in metrics.items():
         of_groups = [
-            _values_text([_cell(row, metric) for row in rows if row["label"] == group.label])
+            _values_text([_cell(row, metric) for row in rows if row["label"] == group.full_label])
             for group in section.groups
         ]
         of_baselines = [_values_text(_baseline_scores(section, role, name, metric)) for role, name in names]

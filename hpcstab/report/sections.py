@@ -32,6 +32,11 @@ class Group:
         return self.runs[0].variant
 
     @property
+    def full_label(self) -> str:
+        """As in runs.csv: with the overrides that all runs of the section share."""
+        return self.runs[0].full_label
+
+    @property
     def overrides(self) -> Mapping[str, Any]:
         return self.runs[0].overrides
 

@@ -90,7 +90,7 @@ def test_train_runs_here_and_reports_its_folder(tmp_path: Path) -> None:
     ("arguments", "code", "message"),
     [
         (["nonsense"], 2, "No such command 'nonsense'"),
-        (["show", "nosuch"], 2, "unknown model 'nosuch'. There are: swae3d"),
+        (["show", "nosuch"], 2, "unknown model 'nosuch'. There are: liquidreg, swae3d"),
         (["show", "swae3"], 2, "did you mean 'swae3d'"),
         (["show", "../swae3d"], 2, "unknown model"),
         (["show", "swae3d@befor"], 2, "did you mean 'before'"),

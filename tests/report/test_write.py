@@ -182,6 +182,8 @@ def test_overrides_that_all_runs_share_stand_in_the_heading_and_not_in_each_labe
     text = (tmp_path / "shared" / "report.md").read_text()
     assert "## swae3d at scale quick with data.source=real, 40 steps" in text
     assert "| after | 1 |" in text
+    rows = list(csv.DictReader((tmp_path / "shared" / "runs.csv").read_text().splitlines()))
+    assert [row["label"] for row in rows] == ["before{data.source=real}", "after{data.source=real}"], "rows stand alone"
     runs.append(make_run(tmp_path / "runs", "cured"))
     assert write_report(runs, tmp_path / "mixed") is not None
     mixed = (tmp_path / "mixed" / "report.md").read_text()
