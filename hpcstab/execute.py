@@ -114,7 +114,7 @@ def replay(folder: Path, device: str | None = None, model: str | None = None) ->
     import torch
 
     from hpcstab.stability.replay.capsule import read_capsule
-    from hpcstab.stability.replay.replayed import Replayed
+    from hpcstab.stability.replay.replayed import Replayed, threads_of
     from hpcstab.training.replaying import replay_capsule
 
     if device not in (None, "cpu", "cuda"):
@@ -128,15 +128,16 @@ def replay(folder: Path, device: str | None = None, model: str | None = None) ->
             f' print(hpcstab.replay("{folder}", model, loss, optimizer)) says what this command would'
         )
     reference, origin = model or capsule.facts["model"], str(folder / "manifest.json")
-    try:
-        config = validate_section(config_class_of(reference, origin), capsule.facts["config"], origin)
-        task = load_task(reference, config, capsule.facts["seed"], origin)
-    except ConfigError as error:
-        if model is not None:
-            raise
-        raise CheckpointError(f"its task cannot be built here, say --model FILE.py:Task: {error}") from None
     chosen = device or ("cuda" if capsule.facts["device"] == "cuda" and torch.cuda.is_available() else "cpu")
-    return Replayed(capsule.facts, chosen, replay_capsule(task, config, capsule, torch.device(chosen)))
+    with threads_of(capsule.facts):  # a task may compute before it is there: fit a first stage, draw its data
+        try:
+            config = validate_section(config_class_of(reference, origin), capsule.facts["config"], origin)
+            task = load_task(reference, config, capsule.facts["seed"], origin)
+        except ConfigError as error:
+            if model is not None:
+                raise
+            raise CheckpointError(f"its task cannot be built here, say --model FILE.py:Task: {error}") from None
+        return Replayed(capsule.facts, chosen, replay_capsule(task, config, capsule, torch.device(chosen)))
 
 
 def reestimate(folder: Path, state: Mapping[str, Tensor], layers: Sequence[str]) -> Mapping[str, tuple[Tensor, Tensor]]:

@@ -17,7 +17,7 @@ from hpcstab.checkpoint.format import MANIFEST, STATE
 from hpcstab.cli import replay as verb
 from hpcstab.config import load_experiment, parse_overrides, resolve
 from hpcstab.errors import EXIT_NO_ANSWER, EXIT_WRONG_REQUEST, CheckpointError, ConfigError, HpcstabError
-from hpcstab.execute import execute, replay
+from hpcstab.execute import execute, load_task, replay
 from hpcstab.identity import create_run
 from hpcstab.rundir import RunDir
 from hpcstab.stability.gate.loss_scale import LossScale
@@ -78,6 +78,27 @@ def test_a_capsule_replays_to_the_bit(tmp_path: Path, gate: str, changes: dict[s
     assert "amax" in root.place.text
     assert replayed.replay.finding.terms == ("mse",)
     assert replayed.replay.advice.verdict == "layer"
+
+
+def test_the_task_is_built_with_the_threads_that_the_step_ran_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task that computes before it is there took minutes with two threads on a busy machine."""
+    folder = carried(tmp_path, config_with("log"))
+    ran_with = read_capsule(folder).facts["num_threads"]
+    seen = []
+
+    def load(*arguments: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return load_task(*arguments)
+
+    monkeypatch.setattr("hpcstab.execute.load_task", load)
+    torch.set_num_threads(ran_with + 1)
+    try:
+        replay(folder)
+        assert (seen, torch.get_num_threads()) == ([ran_with], ran_with + 1)
+    finally:
+        torch.set_num_threads(ran_with)
 
 
 def test_the_capsule_has_the_learning_rates_of_its_step_and_of_the_update_before(tmp_path: Path) -> None:

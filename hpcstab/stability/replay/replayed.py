@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,13 +38,20 @@ def replay_as_recorded(step: FailingStep, facts: Mapping[str, Any], device: torc
     Raises:
         CheckpointError: the step cannot be run here.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(facts["num_threads"])  # sums depend on it, to the bit
-    try:
+    with threads_of(facts):
         recorded = {name: float(value) for name, value in facts["figures"].items()}
         if facts["world_size"] > 1:
             del recorded["grad_norm"]  # that of all ranks together
         return replay(step, recorded, lr_before=facts.get("lr_before"), elsewhere=_elsewhere(facts, device))
+
+
+@contextlib.contextmanager
+def threads_of(facts: Mapping[str, Any]) -> Iterator[None]:
+    """As many threads as the step ran with: its sums depend on them, and on a busy machine more are far slower."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(facts["num_threads"])
+    try:
+        yield
     finally:
         torch.set_num_threads(threads)
 
