@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,7 +34,10 @@ def check(
     """Non-finite, constant, out of range, wrong shape, duplicates across the split; exit 1 if it finds something."""
     from hpcstab.config import load_experiment, parse_overrides, resolve
     from hpcstab.execute import load_task
+    from hpcstab.launch.machine import thread_variables
 
+    for name, value in thread_variables(1).items():
+        os.environ.setdefault(name, value)  # on a busy machine two threads take minutes, not seconds
     model, variant = split_target(target)
     experiment = load_experiment(model, configs)
     scale = scale or next(iter(experiment.file.scales))

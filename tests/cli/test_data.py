@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,13 @@ def test_a_folder_without_images_is_refused_before_anything_is_created(tmp_path:
             assert caught.value.exit_code == 3
         folder.mkdir(exist_ok=True)
     assert not root.exists()
+
+
+def test_the_check_computes_with_one_thread_unless_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads on a busy machine took minutes for what one does in seconds."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert hpcstab("data", "check", "swae3d", "--scale", "tiny")[0] == 0
+    assert os.environ["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    hpcstab("data", "check", "swae3d", "--scale", "tiny")
+    assert os.environ["OMP_NUM_THREADS"] == "2"
