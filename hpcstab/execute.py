@@ -54,19 +54,22 @@ def execute(run: RunDir, attempt: int, stop_requested: Callable[[], str | None] 
     the state is ``failed``; only what no record could be made of is raised.
 
     Raises:
-        RunError: the run folder cannot be read or written, or another rank was lost (RankLostError).
+        RunError: the run folder cannot be read or written.
+        RankLostError: another rank was lost; it is on no record, since whoever started the ranks may start them again.
     """
     remove_asides(run)
     try:
         result = _train(run, attempt, stop_requested, lambda attempt: contextlib.nullcontext())
+    except RankLostError:
+        raise
     except HpcstabError as error:
         with contextlib.suppress(RunError):  # the disk that is full for the run is full for its status as well
-            _record_failure(run, attempt, str(error))
+            record_failure(run, attempt, str(error))
         raise
     except Exception as error:
         traceback.print_exc()
         reason = f"{type(error).__name__}: {error}"
-        _record_failure(run, attempt, reason)
+        record_failure(run, attempt, reason)
         return Execution("failed", 0, reason)
     return result
 
@@ -213,7 +216,8 @@ def _who_ended(ranks: Ranks, run: RunDir) -> str:
     return f"; rank {', '.join(map(str, ended))} has ended, see {logs}" if ended else f"; see {logs}"
 
 
-def _record_failure(run: RunDir, attempt: int, reason: str) -> None:
+def record_failure(run: RunDir, attempt: int, reason: str) -> None:
+    """The run has failed, and why, in status.json."""
     status: dict[str, Any] = read_json(run.status_json) or {"step": 0, "total_steps": None, "update": 0}
     failed = {"state": "failed", "error": reason, "attempt": attempt, "time": time.time()}
     write_json(run.status_json, status | failed)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from hpcstab.errors import HpcstabError, RunError
+from hpcstab.errors import HpcstabError, RankLostError, RunError
 from hpcstab.launch.machine import gpu_driver
 from hpcstab.launch.output import teed_to
 from hpcstab.rundir import RunDir, begin_attempt, end_attempt
@@ -24,6 +24,7 @@ def run_attempt(
     facts: Mapping[str, Any] | None = None,
     stop_requested: Callable[[], str | None] = lambda: None,
     beside: Callable[[int], AbstractContextManager[None]] = lambda attempt: contextlib.nullcontext(),
+    goes_on_after_loss: Callable[[], bool] = lambda: False,
 ) -> Execution:
     """Train one attempt and record it; of several ranks as the first one.
 
@@ -32,6 +33,7 @@ def run_attempt(
         facts: what the caller knows beyond the process: job id, slot, threads, devices, ranks.
         stop_requested: why to stop, None as long as there is no reason; the first reason must stay.
         beside: number of the attempt -> what is entered while it trains: the other ranks.
+        goes_on_after_loss: asked where another rank was lost: whether the run was queued again. Else it has failed.
 
     Raises:
         HpcstabError: no record of the attempt could be made, or its run cannot be trained.
@@ -43,10 +45,16 @@ def run_attempt(
     try:
         with teed_to(run.log(attempt)):
             print(f"attempt {attempt} of {run.run_id} on {process.host}, process {process.pid}")
-            with beside(attempt):
-                execution = _execute(run, attempt, stop_requested)
+            try:
+                with beside(attempt):
+                    execution = _execute(run, attempt, stop_requested)
+            except RankLostError as error:
+                _end_after_loss(run, attempt, error, goes_on_after_loss)
+                raise
             reason = (stop_requested() or "stopped") if execution.state == "stopped" else execution.state
             print(f"attempt {attempt} ended: {reason}, {execution.steps_gained} steps")
+    except RankLostError:
+        raise
     except BaseException as error:
         # what ended the attempt is the news, not that its end could not be written either
         with contextlib.suppress(RunError):
@@ -54,6 +62,17 @@ def run_attempt(
         raise
     end_attempt(run, attempt, reason, execution.steps_gained)
     return execution
+
+
+def _end_after_loss(run: RunDir, attempt: int, error: RankLostError, goes_on_after_loss: Callable[[], bool]) -> None:
+    from hpcstab.execute import record_failure
+
+    print(f"hpcstab: {error}")
+    goes_on = goes_on_after_loss()
+    with contextlib.suppress(RunError):
+        if not goes_on:
+            record_failure(run, attempt, str(error))
+        end_attempt(run, attempt, "rank_lost" if goes_on else "failed", 0)
 
 
 def _execute(run: RunDir, attempt: int, stop_requested: Callable[[], str | None]) -> Execution:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from hpcstab.errors import EXIT_BAD_NEWS, HpcstabError, RankLostError
+from hpcstab.errors import EXIT_BAD_NEWS, HpcstabError
 from hpcstab.launch import slurm_job
 from hpcstab.launch.attempt import run_attempt
 from hpcstab.launch.ledger import updating
@@ -23,6 +22,9 @@ from hpcstab.launch.slots import slot
 from hpcstab.rundir import RunDir
 from hpcstab.state.ledger import Ledger, Resources, read_ledger
 from hpcstab.state.process import Process
+
+if TYPE_CHECKING:
+    from hpcstab.execute import Execution
 
 # a step that does not end keeps its slot for ever: so long after the time limit the process ends itself
 _GRACE_S = 300.0
@@ -65,7 +67,11 @@ def _run_on_slurm(run: RunDir, ledger: Ledger, index: int, signal_lead_s: float,
         if state == "stopped":
             slurm_job.wait_for_the_end()
         return state
-    state = _recorded(run, facts, signals, after_loss=slurm_job.queue_again_after_loss)
+    state = _recorded(
+        lambda: run_attempt(
+            run, facts, signals.requested, goes_on_after_loss=lambda: slurm_job.queue_again_after_loss(run)
+        )
+    )
     if state == "stopped":
         slurm_job.end_after_stop(signal_lead_s)
     return state
@@ -98,23 +104,22 @@ def _attempt(run: RunDir, ledger: Ledger, index: int, number: int, signals: Stop
         "ranks": ranks,
     }
     with _limited_to(resources.time_limit_s, signals):
-        return _recorded(run, facts, signals, lambda attempt: other_ranks(run, attempt, ranks, threads, devices))
+        return _recorded(
+            lambda: run_attempt(
+                run,
+                facts,
+                signals.requested,
+                lambda attempt: other_ranks(run, attempt, ranks, threads, devices),
+            )
+        )
 
 
-def _recorded(
-    run: RunDir,
-    facts: Mapping[str, Any],
-    signals: StopSignals,
-    beside: Callable[[int], AbstractContextManager[None]] = lambda attempt: contextlib.nullcontext(),
-    after_loss: Callable[[RunDir], None] = lambda run: None,
-) -> str:
-    """One attempt; its state, unless it failed. ``after_loss``: what is done where another rank was lost."""
+def _recorded(train: Callable[[], Execution]) -> str:
+    """One attempt; its state, unless it failed."""
     try:
-        state = run_attempt(run, facts, signals.requested, beside).state
+        state = train().state
     except HpcstabError as error:
         print(f"hpcstab: {error}")  # into submitit's log: the run's own may be what cannot be written
-        if isinstance(error, RankLostError):
-            after_loss(run)
         raise SystemExit(error.exit_code) from None
     if state == "failed":
         raise SystemExit(EXIT_BAD_NEWS)

@@ -81,26 +81,25 @@ def wait_for_the_end() -> None:
         time.sleep(_ASK_EVERY_S)
 
 
-def queue_again_after_loss(run: RunDir) -> None:
-    """A rank was lost, to a node, a GPU or the memory: the job is queued again if this attempt has left a checkpoint.
+def queue_again_after_loss(run: RunDir) -> bool:
+    """Where a rank was lost, to a node, a GPU or the memory, ask for the job to be queued again; whether it will be.
 
-    One that dies before its first checkpoint would die for ever, and so ends as failed. So does one that cannot ask.
+    Only if this attempt has left a checkpoint: one that dies before its first would die for ever.
     """
     job, status = job_id(), read_json(run.status_json) or {}
     saved = [int(path.name.removeprefix("step_")) for path in run.checkpoints.glob("step_" + "[0-9]" * 8)]
     if max(saved, default=0) <= status.get("first_step", 0):
         print(f"job {job} has saved nothing since this attempt began: it is not queued again", flush=True)
-        return
+        return False
     try:
         if scheduler.job_state(job) != "RUNNING":  # a cancelled job must not come back
-            return
+            return False
         scheduler.requeue(job)
     except LaunchError as error:
         print(f"job {job}: {error}", flush=True)
-        return
+        return False
     print(f"job {job} goes on from its last checkpoint: queued again", flush=True)
-    sys.stdout.flush()
-    os._exit(0)
+    return True
 
 
 def end_after_stop(signal_lead_s: float) -> None:
