@@ -61,7 +61,7 @@ def _run_on_slurm(run: RunDir, ledger: Ledger, index: int, signal_lead_s: float,
     threads = ledger.resources.threads_per_run
     os.environ.update(thread_variables(threads))
     facts = {"campaign": ledger.campaign, "threads": threads, **slurm_job.facts()}
-    rank = slurm_job.take_rank()
+    rank = slurm_job.take_rank(run)
     if rank:
         state = train_beside(run, signals.requested, lambda attempt: teed_to(run.log(attempt, rank)))
         if state == "stopped":

@@ -11,9 +11,10 @@ import os
 import socket
 import sys
 import time
+import zlib
 from typing import Any
 
-import submitit.helpers
+import submitit
 
 from hpcstab.errors import LaunchError
 from hpcstab.launch import scheduler
@@ -21,6 +22,7 @@ from hpcstab.rundir import RunDir, read_json
 
 _MARGIN_S = 60.0  # Slurm may send the announced signal so much early
 _ASK_EVERY_S = 15.0
+_FIRST_PORT, _NUM_PORTS = 20_000, 12_000
 
 
 def job_id() -> str:
@@ -29,21 +31,29 @@ def job_id() -> str:
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
 
 
-def take_rank() -> int:
+def take_rank(run: RunDir) -> int:
     """This task's rank among those that srun started; of several it takes its GPU, and where they meet."""
     own = submitit.JobEnvironment()
     if own.num_tasks == 1:
         return 0
-    port = submitit.helpers.TorchDistributedEnvironment().master_port  # the same on all ranks: from the job's id
     os.environ.update(
         RANK=str(own.global_rank),
         WORLD_SIZE=str(own.num_tasks),
         MASTER_ADDR=_address(own.hostnames[0]),
-        MASTER_PORT=str(port),
+        MASTER_PORT=str(_port(run)),
     )
     if devices := _visible():
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[own.local_rank % len(devices)]
     return int(own.global_rank)
+
+
+def _port(run: RunDir) -> int:
+    """Below the ports that a kernel gives away, the same on all ranks, and another one for another run or attempt.
+
+    Not from the job's id alone: two clusters on one machine have jobs of one id.
+    """
+    name = f"{run.path} {job_id()} {os.environ.get('SLURM_RESTART_COUNT')}"
+    return _FIRST_PORT + zlib.crc32(name.encode()) % _NUM_PORTS
 
 
 def _address(node: str) -> str:

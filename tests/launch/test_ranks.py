@@ -83,15 +83,19 @@ def test_each_task_of_slurm_takes_its_gpu_and_the_meeting_of_all(monkeypatch: py
     """As srun sets them for the second task on the second of two nodes; no such host is known but to Slurm."""
     monkeypatch.setattr("hpcstab.launch.scheduler.node_address", {"gpua001.invalid": "10.0.0.1"}.__getitem__)
     monkeypatch.setattr("submitit.JobEnvironment", lambda: _Tasks)
-    monkeypatch.setattr("submitit.helpers.JobEnvironment", lambda: _Tasks)
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "")
     monkeypatch.delenv("MASTER_PORT")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
-    assert slurm_job.take_rank() == 3
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert slurm_job.take_rank(RunDir(Path("/runs/m/v/one"))) == 3
     assert [os.environ[name] for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR")] == ["3", "4", "10.0.0.1"]
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
-    assert 1024 < int(os.environ["MASTER_PORT"]) < 65536
+    port = os.environ["MASTER_PORT"]
+    assert 20_000 <= int(port) < 32_000, "below the ports that the kernel gives away"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    slurm_job.take_rank(RunDir(Path("/runs/m/v/two")))
+    assert os.environ["MASTER_PORT"] != port, "jobs of one id, of two clusters on one machine"
 
 
 class _Tasks:
