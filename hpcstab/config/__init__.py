@@ -6,7 +6,7 @@ run.config.optimizer.lr
 """
 
 from hpcstab.config.branch import Branched, branch
-from hpcstab.config.common import DataConfig, LossesConfig, RunConfig
+from hpcstab.config.common import DataConfig, ImageDataConfig, LossesConfig, RunConfig
 from hpcstab.config.difference import Difference, differences, overridden
 from hpcstab.config.durations import Duration
 from hpcstab.config.experiment import Claim, Compare, Experiment, FailureCondition
@@ -28,6 +28,7 @@ __all__ = [
     "Duration",
     "Experiment",
     "FailureCondition",
+    "ImageDataConfig",
     "LossesConfig",
     "ResolvedRun",
     "RunConfig",

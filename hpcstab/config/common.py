@@ -175,6 +175,26 @@ class DataConfig(Section):
         return self
 
 
+class ImageDataConfig(DataConfig):
+    """Images that are drawn here (``synthetic``), were fetched (``real``), or lie in a ``folder`` of the user's own."""
+
+    source: Literal["synthetic", "real", "folder"]
+    folder: str | None = Field(min_length=1)
+
+    def image_folders(self) -> tuple[str, ...]:
+        return () if self.folder is None else (self.folder,)
+
+    @model_validator(mode="after")
+    def _folder_where_it_is_read(self) -> ImageDataConfig:
+        if self.source == "folder" and self.folder is None:
+            raise ValueError("source is folder, but folder is null: name the folder of your images, data.folder=PATH")
+        if self.source != "folder" and self.folder is not None:
+            raise ValueError(
+                f"folder is '{self.folder}', which source {self.source} does not read: set source to folder"
+            )
+        return self
+
+
 class Phase(Section):
     """When a loss term is on: off until ``start``, then a linear ramp of length ``ramp`` to its weight.
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, Strict, model_validator
 
-from hpcstab.config import DataConfig, LossesConfig, RunConfig, Section
+from hpcstab.config import ImageDataConfig, LossesConfig, RunConfig, Section
 from hpcstab.config.section import KEEPS_NUMBERS
 
 NUM_ATTENTION_GROUPS = 8
@@ -47,7 +47,7 @@ class Network(Section):
         return self
 
 
-class Data(DataConfig):
+class Data(ImageDataConfig):
     """Square single-channel images of ``image_size`` pixels a side, in [0, 1].
 
     ``source``: ``synthetic`` chest films that are made here, ``num_samples`` of them; ``real`` slices of a head that
@@ -55,25 +55,10 @@ class Data(DataConfig):
     folder are split in order, so that near-copies stay on one side: the last ones are held out.
     """
 
-    source: Literal["synthetic", "real", "folder"]
-    folder: str | None = Field(min_length=1)
     image_size: int = Field(ge=16)
 
     def sources(self) -> tuple[str, ...]:
         return ("pycortex",) if self.source == "real" else ()
-
-    def image_folders(self) -> tuple[str, ...]:
-        return (self.folder,) if self.folder is not None else ()
-
-    @model_validator(mode="after")
-    def _folder_where_it_is_read(self) -> Data:
-        if self.source == "folder" and self.folder is None:
-            raise ValueError("source is folder, but folder is null: name the folder of your images, data.folder=PATH")
-        if self.source != "folder" and self.folder is not None:
-            raise ValueError(
-                f"folder is '{self.folder}', which source {self.source} does not read: set source to folder"
-            )
-        return self
 
 
 class Weights(Section):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, Strict, model_validator
 
-from hpcstab.config import DataConfig, LossesConfig, RunConfig, Section
+from hpcstab.config import ImageDataConfig, LossesConfig, RunConfig, Section
 
 Widths = Annotated[tuple[int, ...], Strict(False)]
 Ratio = Annotated[float, Field(gt=0, lt=1)]
@@ -44,7 +44,7 @@ class Network(Section):
         return self
 
 
-class Data(DataConfig):
+class Data(ImageDataConfig):
     """Pairs of an image and its corruption, ``image_size`` pixels a side; held out by image.
 
     ``source``: ``synthetic`` pictures drawn from the seed, ``num_samples`` of them split at ``train_split``; ``real``,
@@ -53,26 +53,11 @@ class Data(DataConfig):
     and split at ``train_split``. ``coverage``: smallest and largest part of an image that is painted over.
     """
 
-    source: Literal["synthetic", "real", "folder"]
-    folder: str | None = Field(min_length=1)
     image_size: int = Field(ge=8)
     coverage: Annotated[tuple[Ratio, Ratio], Strict(False)]
 
     def sources(self) -> tuple[str, ...]:
         return ("scikit-image", "scikit-learn", "sporco") if self.source == "real" else ()
-
-    def image_folders(self) -> tuple[str, ...]:
-        return () if self.folder is None else (self.folder,)
-
-    @model_validator(mode="after")
-    def _folder_where_it_is_read(self) -> Data:
-        if self.source == "folder" and self.folder is None:
-            raise ValueError("source is folder, but folder is null: name the folder of your images, data.folder=PATH")
-        if self.source != "folder" and self.folder is not None:
-            raise ValueError(
-                f"folder is '{self.folder}', which source {self.source} does not read: set source to folder"
-            )
-        return self
 
 
 class Weights(Section):
