@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
@@ -72,20 +73,17 @@ def torture(kills: int, root: Path, seed: int = 0) -> Tally:
     resolved = resolve(experiment, "cured", "tiny", parse_overrides(SETTINGS))
     generator, tally = random.Random(seed), Tally()
     whole = create_run(root, experiment, resolved, seed=0)
-    started = time.perf_counter()
-    train(whole)
-    length_s = time.perf_counter() - started
+    train(whole)  # here and not in a fork, so that no fork spends time on what torch sets up once
+    length_s = length(create_run(root, experiment, resolved, seed=0))
     expected = final_state(whole)
     for number in range(kills):
         run = create_run(root, experiment, resolved, seed=0)
-        process = multiprocessing.get_context("fork").Process(target=train, args=(run,))
-        process.start()
+        process = begin(run)
+        assert process.pid is not None
         if tally.phases["during a save"] < (number + 1) / 4:
-            wait_for_save(run, generator.randrange(SAVE_EVERY, NUM_STEPS + 1, SAVE_EVERY), process)
-            time.sleep(generator.uniform(0.0, LONGEST_SAVE_S))
+            stop_during_save(run, process.pid, generator)
         else:
             time.sleep(generator.uniform(0.0, length_s))
-        assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         tally.phases[phase(run)] += 1
@@ -94,17 +92,53 @@ def torture(kills: int, root: Path, seed: int = 0) -> Tally:
     return tally
 
 
+def begin(run: RunDir) -> ForkProcess:
+    process = multiprocessing.get_context("fork").Process(target=train, args=(run,))
+    process.start()
+    return process
+
+
+def length(run: RunDir) -> float:
+    """Seconds of a training that nobody kills."""
+    started = time.perf_counter()
+    begin(run).join()
+    return time.perf_counter() - started
+
+
 def train(run: RunDir) -> None:
     torch.set_num_threads(1)
     execute(run, begin_attempt(run, {}))
 
 
-def wait_for_save(run: RunDir, step: int, process: Any) -> None:
-    """Until the checkpoint of the step, or a later one, is begun."""
-    while process.is_alive() and not any(
-        path.name.lstrip(".") >= run.checkpoint(step).name for path in run.checkpoints.glob("*step_*")
-    ):
+def stop_during_save(run: RunDir, pid: int, generator: random.Random) -> None:
+    """Until the process is held still with a checkpoint half written, at or after a step that is drawn; or has ended.
+
+    Where within the save is random; a save that was over by then is let go, and the next one is met sooner.
+    """
+    step = generator.randrange(SAVE_EVERY, NUM_STEPS // 2, SAVE_EVERY)
+    longest_s = LONGEST_SAVE_S
+    while has_begun_save(run, step, pid):
+        time.sleep(generator.uniform(0.0, longest_s))
+        os.kill(pid, signal.SIGSTOP)
+        if has_ended(pid, os.WSTOPPED) or list(run.checkpoints.glob(".*")):
+            return
+        os.kill(pid, signal.SIGCONT)
+        longest_s /= 2
+
+
+def has_begun_save(run: RunDir, step: int, pid: int) -> bool:
+    """True once a checkpoint of the step or a later one is being written, False if the process ended before."""
+    while not has_ended(pid, os.WNOHANG):
+        if any(path.name >= f".{run.checkpoint(step).name}" for path in run.checkpoints.glob(".step_*")):
+            return True
         time.sleep(0.0005)
+    return False
+
+
+def has_ended(pid: int, option: int) -> bool:
+    """Whether the child has ended; ``os.WSTOPPED`` waits until it has or stands still, ``os.WNOHANG`` for nothing."""
+    found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | option)
+    return found is not None and found.si_code != os.CLD_STOPPED
 
 
 def final_state(run: RunDir) -> dict[str, Any]:
