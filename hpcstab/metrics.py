@@ -63,15 +63,15 @@ EventKind = Literal[
     "batchnorm_not_reestimated",  # no training batch gave finite statistics; the layer is as it was
     "term_nonfinite",  # a loss term was not finite for the first time in this run
     "term_ramped_again",  # a loss term that went bad was taken down to zero and is ramped up again
-    "halted",  # the run was ended by a rule, with finite parameters
     "eval_batch_failed",  # an evaluation batch raised or gave a non-finite sum
     "eval_empty",  # an evaluation without one valid batch
     "diverged",  # the run ended because its numbers did
     "step_refused",  # the gate refused the update of a step, for the reason in it
     "guard_warning",  # a guard found something; its verdict and figures are in it
     "backoff",  # the learning rate was multiplied by the ladder's factor
+    "recovery",  # after many updates without a verdict the last rung was given back, learning rate and budget
     "rollback",  # the training went back to a healthy checkpoint; the step of the event is where it was
-    "halted",  # the ladder has no rung left
+    "halted",  # the ladder has no rung left; the parameters are finite
     "not_reproduced",  # a refused step that was fine when it ran again: a fault of the machine, not of the batch
     "rescaled",  # fp16 gradients overflowed; the step runs again with half the loss scale
     "loop_left",  # a user's own loop ended early; so many batches that were held did not run again

@@ -68,11 +68,14 @@ class HeadroomConfig(Section):
 
 
 class LadderConfig(Section):
-    """What verdicts cost: budgets of the whole run; the learning rate is multiplied by ``lr_factor``."""
+    """What verdicts cost; the learning rate is multiplied by ``lr_factor``.
+
+    ``recover_after`` applied updates without a verdict give the last rung back, learning rate and budget; 0: none."""
 
     lr_factor: float = Field(gt=0, lt=1)
     max_backoffs: int = Field(ge=0)
     max_rollbacks: int = Field(ge=0)
+    recover_after: int = Field(ge=0)
 
 
 class GuardsConfig(Section):
@@ -104,7 +107,7 @@ DEFAULT: dict[str, Any] = {
     "stalled": {"window": 1000, "min_fall": 0.0, "verdict": "continue"},
     "batchnorm": {"max_mean_shift": 5.0, "max_var_ratio": 100.0, "max_var_growth": 100.0, "verdict": "continue"},
     "headroom": {"max_share": 0.25, "max_falls": 2, "verdict": "continue"},
-    "ladder": {"lr_factor": 0.5, "max_backoffs": 2, "max_rollbacks": 2},
+    "ladder": {"lr_factor": 0.5, "max_backoffs": 2, "max_rollbacks": 2, "recover_after": 1000},
 }
 """What ``guards: default`` means; config.yaml of a run and its signature hold the numbers."""
 

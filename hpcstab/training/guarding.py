@@ -85,6 +85,7 @@ def show_to_guards(trainer: Trainer, pending: Pending, signals: Signals, outcome
         found = guards.applied(
             Update(trainer.update, pending.step, since, figures["loss"], figures["grad_norm"], readings)
         )
+        _tell_recovery(trainer, pending.step)
         stalled = trainer.guarding.stalled
         if stalled is not None and pending.norms is not None:
             still = stalled.probed(pending.norms.read())
@@ -114,7 +115,7 @@ def answer_verdict(trainer: Trainer) -> None:
     guards, ladder = trainer.guarding.guards, trainer.guarding.ladder
     finding = guards.due(trainer.update)
     assert finding is not None
-    rung = ladder.climb(finding.verdict)
+    rung = ladder.climb(finding.verdict, trainer.update)
     told = _told(finding) | {"asked": finding.verdict.name.lower()}
     if rung == Verdict.BACKOFF:
         guards.restart()
@@ -124,8 +125,9 @@ def answer_verdict(trainer: Trainer) -> None:
             trainer.update,
             **told,
             number=ladder.num_backoffs,
+            used=ladder.used("backoff", trainer.update),
             budget=ladder.max_backoffs,
-            lr_factor=ladder.lr_factor,
+            lr_factor=ladder.lr_factor(trainer.update),
         )
     elif rung == Verdict.ROLLBACK:
         began_at = guards.streak.began_at
@@ -133,7 +135,8 @@ def answer_verdict(trainer: Trainer) -> None:
     else:
         raise Halted(
             f"guard {finding.guard} asked for {told['asked']} at step {trainer.step}, and no rung is left: "
-            f"{ladder.num_backoffs} back-offs and {ladder.num_rollbacks} rollbacks were used"
+            f"{ladder.used('backoff', trainer.update)} back-offs and "
+            f"{ladder.used('rollback', trainer.update)} rollbacks were used"
         )
 
 
@@ -145,10 +148,19 @@ def answer_empty_evaluation(trainer: Trainer, empty: NothingValid) -> None:
     """
     assert trainer.guarding is not None
     ladder = trainer.guarding.ladder
-    if ladder.climb(Verdict.ROLLBACK) != Verdict.ROLLBACK:
-        raise Halted(f"{empty}, and no rung is left: {ladder.num_rollbacks} rollbacks were used")
+    if ladder.climb(Verdict.ROLLBACK, trainer.update) != Verdict.ROLLBACK:
+        raise Halted(f"{empty}, and no rung is left: {ladder.used('rollback', trainer.update)} rollbacks were used")
     told = {"guard": "evaluation", "reason": str(empty), "asked": "rollback"}
     go_back_for(trainer, told, began_at=trainer.step - 1)
+
+
+def _tell_recovery(trainer: Trainer, step: int) -> None:
+    """Write it down where the update after this one has a rung less."""
+    assert trainer.guarding is not None
+    ladder, following = trainer.guarding.ladder, trainer.update + 1
+    if ladder.recovers_at(following):
+        used = {f"used_{rung}s": ladder.used(rung, following) for rung in ("backoff", "rollback")}
+        trainer.records.events.write("recovery", step, trainer.update, **used, lr_factor=ladder.lr_factor(following))
 
 
 def _told(finding: Finding) -> dict[str, Any]:

@@ -51,13 +51,13 @@ def go_back_after(trainer: Trainer, fault: StateFault) -> None:
     """
     assert trainer.guarding is not None
     ladder = trainer.guarding.ladder
-    if ladder.climb_for_fault(fault.step) == Verdict.HALT:
-        returned = fault.step in ladder.fault_steps
-        why = "it was found there before" if returned else f"{ladder.num_rollbacks} rollbacks were used"
+    if ladder.climb_for_fault(fault.step, trainer.update) == Verdict.HALT:
+        used = f"{ladder.used('rollback', trainer.update)} rollbacks were used"
+        why = "it was found there before" if ladder.was_found_at(fault.step) else used
         raise Halted(f"{fault}; {why}, so it is no passing fault of the machine")
-    budgets = ladder.num_rollbacks, list(ladder.fault_steps)
+    before = ladder.state_dict()
     _go_back(trainer, {"reason": str(fault)}, latest=None)
-    ladder.num_rollbacks, ladder.fault_steps = budgets
+    ladder.went_back_for_fault(before)
     _keep(trainer)
 
 
@@ -71,9 +71,9 @@ def go_back_for(trainer: Trainer, told: Mapping[str, Any], began_at: int) -> Non
     """
     assert trainer.guarding is not None
     ladder = trainer.guarding.ladder
-    budgets = ladder.state_dict()
+    before = ladder.state_dict()
     _go_back(trainer, told, latest=began_at)
-    ladder.load_state_dict(budgets)
+    ladder.went_back_for_guard(before, trainer.update)
     trainer.guarding.guards.restart()
     _keep(trainer)
 
@@ -82,7 +82,12 @@ def _go_back(trainer: Trainer, told: Mapping[str, Any], latest: int | None) -> N
     assert trainer.guarding is not None
     at, update = trainer.step, trainer.update
     ladder = trainer.guarding.ladder
-    numbers = {"number": ladder.num_rollbacks, "budget": ladder.max_rollbacks, "lr_factor": ladder.lr_factor}
+    numbers = {
+        "number": ladder.num_rollbacks,
+        "used": ladder.used("rollback", update),
+        "budget": ladder.max_rollbacks,
+        "lr_factor": ladder.lr_factor(update),
+    }
     finish_save(trainer)  # where it failed an event has said so, and an older one is gone back to
     try:
         restored = newest_checkpoint(trainer, scheduled_until=latest)

@@ -189,7 +189,7 @@ class Trainer:
             tick, self.config.optimizer.lr, self.config.scheduler, self.cadence.warmup_steps, self.cadence.total_steps
         )
         if self.guarding is not None:
-            lr *= self.guarding.ladder.lr_factor
+            lr *= self.guarding.ladder.lr_factor(self.update + len(self.in_flight))
             self.guarding.set_thresholds(self.runner.gate, tick, self.runner.objective.unchanged_since(item.step))
         pending = self.runner.launch(
             item,

@@ -246,24 +246,48 @@ def test_headroom_warns_of_a_scale_that_only_falls() -> None:
 
 
 def test_the_ladder_climbs_when_a_rung_is_used_up() -> None:
-    ladder = Ladder(0.5, max_backoffs=2, max_rollbacks=1)
-    assert ladder.climb(Verdict.CONTINUE) == Verdict.CONTINUE
-    rungs = [ladder.climb(Verdict.BACKOFF) for _ in range(4)]
+    ladder = Ladder(0.5, max_backoffs=2, max_rollbacks=1, recover_after=0)
+    assert ladder.climb(Verdict.CONTINUE, 0) == Verdict.CONTINUE
+    rungs = [ladder.climb(Verdict.BACKOFF, 10**6 * number) for number in range(4)]
     assert rungs == [Verdict.BACKOFF, Verdict.BACKOFF, Verdict.ROLLBACK, Verdict.HALT]
-    assert ladder.lr_factor == 0.125
-    assert ladder.climb(Verdict.ROLLBACK) == Verdict.HALT
+    assert ladder.lr_factor(10**9) == 0.125
+    assert ladder.climb(Verdict.ROLLBACK, 10**9) == Verdict.HALT
 
 
 def test_used_budgets_are_part_of_the_state() -> None:
-    ladder, again = Ladder(0.5, 1, 2), Ladder(0.5, 1, 2)
-    ladder.climb(Verdict.BACKOFF)
-    ladder.climb_for_fault(7)
+    ladder, again = Ladder(0.5, 1, 2, 100), Ladder(0.5, 1, 2, 100)
+    ladder.climb(Verdict.BACKOFF, 5)
+    ladder.climb_for_fault(7, 6)
     again.load_state_dict(copy.deepcopy(ladder.state_dict()))
-    assert [each.climb(Verdict.BACKOFF) for each in (ladder, again)] == [Verdict.ROLLBACK] * 2
-    assert again.climb_for_fault(8) == Verdict.HALT
+    assert [each.climb(Verdict.BACKOFF, 20) for each in (ladder, again)] == [Verdict.ROLLBACK] * 2
+    assert again.climb_for_fault(8, 21) == Verdict.HALT
+
+
+def test_long_health_gives_rungs_back_one_by_one() -> None:
+    ladder = Ladder(0.5, max_backoffs=2, max_rollbacks=1, recover_after=100)
+    assert [ladder.climb(Verdict.BACKOFF, update) for update in (10, 60)] == [Verdict.BACKOFF] * 2
+    assert [ladder.lr_factor(update) for update in (60, 159, 160, 259, 260, 10**6)] == [0.25, 0.25, 0.5, 0.5, 1.0, 1.0]
+    assert [update for update in range(400) if ladder.recovers_at(update)] == [160, 260]
+    assert ladder.climb(Verdict.BACKOFF, 200) == Verdict.BACKOFF, "one of two was given back"
+    assert ladder.climb(Verdict.BACKOFF, 299) == Verdict.ROLLBACK, "the count began anew"
+    assert ladder.lr_factor(299) == 0.125
+    assert (ladder.num_backoffs, ladder.used("backoff", 299), ladder.used("rollback", 299)) == (3, 2, 1)
+    assert ladder.climb(Verdict.CONTINUE, 350) == Verdict.CONTINUE
+    assert ladder.used("rollback", 399) == 0, "a warning is no verdict"
+
+
+def test_a_rung_charged_for_a_fault_is_given_back_too() -> None:
+    ladder = Ladder(0.5, max_backoffs=1, max_rollbacks=1, recover_after=100)
+    assert [ladder.climb_for_fault(step, step) for step in (7, 106, 107)] == [
+        Verdict.ROLLBACK,
+        Verdict.HALT,
+        Verdict.ROLLBACK,
+    ]
+    assert ladder.climb_for_fault(7, 500) == Verdict.HALT, "it was there before"
 
 
 def test_a_fault_at_the_same_step_twice_halts() -> None:
-    ladder = Ladder(0.5, 1, 5)
-    assert [ladder.climb_for_fault(step) for step in (7, 9, 7)] == [Verdict.ROLLBACK, Verdict.ROLLBACK, Verdict.HALT]
-    assert ladder.lr_factor == 1.0
+    ladder = Ladder(0.5, 1, 5, 100)
+    rungs = [ladder.climb_for_fault(step, step) for step in (7, 9, 7)]
+    assert rungs == [Verdict.ROLLBACK, Verdict.ROLLBACK, Verdict.HALT]
+    assert ladder.lr_factor(10) == 1.0

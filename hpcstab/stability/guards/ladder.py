@@ -1,72 +1,117 @@
-"""The ladder: what a verdict costs, rung by rung, until the budgets are used up.
+"""The ladder: what a verdict costs, rung by rung, until the budgets are used up; long health gives rungs back.
 
 leave batches out -> back off the learning rate -> go back to a healthy checkpoint -> halt. An exhausted rung gives way
-to the next; none is silent, since whoever climbs writes the event.
+to the next; none is silent, since whoever climbs writes the event. All is a function of the index of an update, which
+is known before the step is given to the device, however late the host reads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from hpcstab.stability.guards.guards import Verdict
 
+Rung = Literal["backoff", "rollback"]
+
 
 class Ladder:
-    """Budgets of a whole run, resumes included.
+    """Rungs that a run is on, resumes included.
 
     Args:
         lr_factor: the learning rate is multiplied by it at each back-off, and at each rollback that a guard asked for
             (the same steps with the same learning rate would come to the same end).
-        max_backoffs, max_rollbacks: so often in all.
+        max_backoffs, max_rollbacks: so often at a time.
+        recover_after: after so many applied updates without a verdict the last rung is given back, learning rate and
+            budget; and after as many more the one before it. 0 gives none back.
 
     Attributes:
-        lr_factor: on the learning rate as it now is.
+        num_backoffs, num_rollbacks: so often since the run began.
     """
 
-    def __init__(self, lr_factor: float, max_backoffs: int, max_rollbacks: int) -> None:
+    def __init__(self, lr_factor: float, max_backoffs: int, max_rollbacks: int, recover_after: int) -> None:
         self._factor = lr_factor
+        self._recover_after = recover_after
+        self._rungs: list[Rung] = []
+        self._since = 0  # the update from which on health counts
+        self._faults: list[tuple[int, int]] = []  # (step, update) of faults of the state
         self.max_backoffs = max_backoffs
         self.max_rollbacks = max_rollbacks
-        self.lr_factor = 1.0
         self.num_backoffs = 0
         self.num_rollbacks = 0
-        self.fault_steps: list[int] = []
 
-    def climb(self, verdict: Verdict) -> Verdict:
-        """The rung that answers a verdict, charged to its budget."""
+    def lr_factor(self, update: int) -> float:
+        """On the learning rate of the update with this index."""
+        return self._factor ** len(self._held(update))
+
+    def used(self, rung: Rung, update: int) -> int:
+        """How much of a budget is used before the update with this index."""
+        faults = [at for _, at in self._faults if not self._recover_after or update - at < self._recover_after]
+        return self._held(update).count(rung) + (len(faults) if rung == "rollback" else 0)
+
+    def recovers_at(self, update: int) -> bool:
+        """Whether the update with this index is the first one after a rung was given back."""
+        return len(self._held(update)) < len(self._held(update - 1))
+
+    def climb(self, verdict: Verdict, update: int) -> Verdict:
+        """The rung that answers a verdict before the update with this index, charged to its budget."""
+        if verdict == Verdict.CONTINUE:
+            return verdict
+        self._rungs = self._held(update)
+        self._since = update
         if verdict == Verdict.BACKOFF:
-            if self.num_backoffs < self.max_backoffs:
+            if self.used("backoff", update) < self.max_backoffs:
                 self.num_backoffs += 1
-                self.lr_factor *= self._factor
+                self._rungs.append("backoff")
                 return Verdict.BACKOFF
             verdict = Verdict.ROLLBACK
-        if verdict == Verdict.ROLLBACK and self.num_rollbacks < self.max_rollbacks:
+        if verdict == Verdict.ROLLBACK and self.used("rollback", update) < self.max_rollbacks:
             self.num_rollbacks += 1
-            self.lr_factor *= self._factor
+            self._rungs.append("rollback")
             return Verdict.ROLLBACK
-        return Verdict.HALT if verdict else Verdict.CONTINUE
+        return Verdict.HALT
 
-    def climb_for_fault(self, step: int) -> Verdict:
+    def climb_for_fault(self, step: int, update: int) -> Verdict:
         """The rung that answers a non-finite state before ``step``: going back, unless it was found there before.
 
         The learning rate stays: a fault that does not return leaves the run as if it had never been.
         """
-        if step in self.fault_steps or self.num_rollbacks >= self.max_rollbacks:
+        if self.was_found_at(step) or self.used("rollback", update) >= self.max_rollbacks:
             return Verdict.HALT
-        self.fault_steps.append(step)
+        self._faults.append((step, update))
         self.num_rollbacks += 1
         return Verdict.ROLLBACK
 
+    def was_found_at(self, step: int) -> bool:
+        """Whether a fault of the state was found before ``step`` already."""
+        return any(known == step for known, _ in self._faults)
+
+    def went_back_for_fault(self, before: Mapping[str, Any]) -> None:
+        """A checkpoint was loaded after a fault; of the state ``before`` stays what faults have used."""
+        self._faults = [(step, at) for step, at in before["faults"]]
+        self.num_rollbacks = before["num_rollbacks"]
+
+    def went_back_for_guard(self, before: Mapping[str, Any], update: int) -> None:
+        """A checkpoint at ``update`` was loaded after a verdict; the ladder stays where it was ``before``."""
+        self.load_state_dict(before)
+        self._since = update
+
+    def _held(self, update: int) -> list[Rung]:
+        if not self._recover_after:
+            return list(self._rungs)
+        num_recovered = max(0, update - self._since) // self._recover_after
+        return self._rungs[: max(0, len(self._rungs) - num_recovered)]
+
     def state_dict(self) -> dict[str, Any]:
         return {
-            "lr_factor": self.lr_factor,
+            "rungs": list(self._rungs),
+            "since": self._since,
+            "faults": [list(fault) for fault in self._faults],
             "num_backoffs": self.num_backoffs,
             "num_rollbacks": self.num_rollbacks,
-            "fault_steps": list(self.fault_steps),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.lr_factor = state["lr_factor"]
+        self._rungs, self._since = list(state["rungs"]), state["since"]
+        self._faults = [(step, at) for step, at in state["faults"]]
         self.num_backoffs, self.num_rollbacks = state["num_backoffs"], state["num_rollbacks"]
-        self.fault_steps = list(state["fault_steps"])
