@@ -28,17 +28,6 @@ class Subject(Protocol):
 
 
 @dataclass(frozen=True)
-class Warped:
-    """A subject as a flow takes it; a subject itself."""
-
-    subject: Subject
-    flow: Flow
-
-    def look_up(self, points: Points) -> tuple[Intensities, Labels]:
-        return self.subject.look_up(points + self.flow.displacement(points))
-
-
-@dataclass(frozen=True)
 class Volume:
     """``intensities`` (D, H, W) and ``labels`` (D, H, W), 0 is background."""
 

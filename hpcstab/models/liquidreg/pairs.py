@@ -11,7 +11,7 @@ import numpy as np
 
 from hpcstab.data.brains import LABELS, random_brain
 from hpcstab.data.diffeomorphisms import Flow, random_flow
-from hpcstab.data.registration import Pair, Warped, anatomies, known_pair
+from hpcstab.data.registration import Pair, anatomies, known_pair
 from hpcstab.data.registration_folder import ScannedSubject, Subjects, read_subjects
 from hpcstab.data.scanned_brains import BRAIN_PACKAGES, BrainName, ScannedBrain, scanned_brain
 from hpcstab.data.sources import SOURCES, provenance
@@ -20,7 +20,6 @@ from hpcstab.seeds import keyed_seed
 from hpcstab.task import DataFinding, Split
 
 _ANATOMIES = "colin27_to_mni152"
-_ACROSS = "; every third to train on is both, each warped; beside the held-out ones Colin27 to MNI152"
 _BOTH: tuple[BrainName, BrainName] = ("mni152", "colin27")
 
 
@@ -90,11 +89,7 @@ class SyntheticPairs(KnownPairs):
 
 
 class RealPairs(KnownPairs):
-    """Fetched brains in turn, held out by warp.
-
-    With both of them every third pair to train on is one brain and the other, each warped by a flow of its own, since
-    known warps alone teach nothing of what differs between people; the two as they are stand beside in validation.
-    """
+    """Fetched brains in turn, held out by warp; with both of them, their own pair stands beside in validation."""
 
     value_range = (0.0, 255.0)
 
@@ -107,10 +102,9 @@ class RealPairs(KnownPairs):
         return [scanned_brain(name, self._data.edge) for name in self._data.brains]
 
     @cached_property
-    def _tissue(self) -> tuple[ScannedBrain, ScannedBrain]:
-        """Fixed and moving of the pair of both brains."""
+    def _anatomies(self) -> Pair:
         fixed, moving = (scanned_brain(name, self._data.edge, tissue=True) for name in _BOTH)
-        return fixed, moving
+        return anatomies(fixed, moving, self._data.edge)
 
     @cached_property
     def num_labels(self) -> int:  # type: ignore[override]
@@ -123,20 +117,16 @@ class RealPairs(KnownPairs):
     def pair(self, split: Split, index: int) -> Pair:
         if split == "validation":
             if index < len(self.beside):
-                return anatomies(*self._tissue, self._data.edge)
+                return self._anatomies
             index -= len(self.beside)
-        number, generator = self._numbers[split][index], self._generator(split, index)
-        if split == "train" and self.beside and number % (len(_BOTH) + 1) == len(_BOTH):
-            fixed, moving = (Warped(brain, self._flow(generator)) for brain in self._tissue)
-            return anatomies(fixed, moving, self._data.edge)
-        brain = self._brains[number % len(self._brains)]
-        return known_pair(brain, self._flow(generator), self._data.edge)
+        brain = self._brains[self._numbers[split][index] % len(self._brains)]
+        return known_pair(brain, self._flow(self._generator(split, index)), self._data.edge)
 
     def facts(self) -> Mapping[str, int | float | str]:
         sources = [SOURCES[BRAIN_PACKAGES[name]] for name in self._data.brains]
         return {
             "source": f"{' and '.join(self._data.brains)} of {', '.join(source.release for source in sources)},"
-            " each with itself, warped by a seeded flow" + (_ACROSS if self.beside else ""),
+            " each with itself, warped by a seeded flow" + ("; beside them Colin27 to MNI152" if self.beside else ""),
             **provenance(sources),
             "scans": "; ".join(
                 _described(brain, name) for brain, name in zip(self._brains, self._data.brains, strict=True)
