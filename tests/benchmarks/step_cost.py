@@ -39,6 +39,7 @@ from hpcstab.stability.gate.gate import LAG, Gate
 from hpcstab.training.batches import StepBatch, to_device
 from hpcstab.training.context import TrainingContext
 from hpcstab.training.objective import Objective
+from hpcstab.training.optimizers import Optimizers
 from hpcstab.training.step import Pending, StepRunner
 from tests.stability.loops import ResNet, Transformer
 from tests.training.toy import toy_config
@@ -168,7 +169,7 @@ def runner(model: Model) -> Step:
     run = StepRunner(
         task=task,
         network=network,
-        optimizer=optimizer,
+        optimizer=Optimizers({"network": optimizer}, 1e-4),
         gate=gate,
         objective=model.objective,
         statistics=RunningStatistics(network, "none"),
