@@ -26,7 +26,9 @@ _FIELD_OF_VIEW_MM = 192.0
 _MIDDLE_MM = np.array([0.0, -18.0, 12.0])  # of a brain in MNI space
 _SMOOTHING = 0.4  # of a voxel of the cube: the spread of the blur before points of the scan are taken
 _HALF = 127  # of the probability maps, 0 to 255
-_GREY, _WHITE = 1, 2  # labels of tissue
+_GREY, _WHITE = 1, 2
+TISSUES: Mapping[int, str] = {_GREY: "grey matter", _WHITE: "white matter"}
+"""Names of the labels of tissue."""
 _NUM_CLASSES, _NUM_ITERATIONS = 3, 20  # fluid, grey, white matter
 
 

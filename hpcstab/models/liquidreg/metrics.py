@@ -11,17 +11,20 @@ from torch import Tensor
 _SMALLEST_MSE_PART = 1e-10  # of the squared range: 100 dB
 
 
-def mean_dice(first: Tensor, second: Tensor, num_labels: int) -> Tensor:
-    """Dice coefficient of each label, mean over the labels that stand in either volume; background counts in none.
+def dice_by_label(first: Tensor, second: Tensor, num_labels: int) -> Tensor:
+    """Dice coefficient of each label (B, num_labels), NaN for one that stands in neither volume; without background.
 
     first, second: labels (B, 1, D, H, W) in 0 ... num_labels, of any integer type.
     """
     first, second = (labels.flatten(1).long() for labels in (first, second))
     sizes = _count(first, num_labels) + _count(second, num_labels)
     shared = _count(torch.where(first == second, first, 0), num_labels)
-    present = sizes > 0
-    dice = torch.where(present, 2.0 * shared / sizes.clamp(min=1.0), 0.0)
-    return dice.sum(dim=1) / present.sum(dim=1).clamp(min=1)
+    return torch.where(sizes > 0, 2.0 * shared / sizes.clamp(min=1.0), torch.nan)
+
+
+def mean_dice(by_label: Tensor) -> Tensor:
+    """Mean over the labels that stand in either volume; 0 where none does."""
+    return by_label.nanmean(dim=1).nan_to_num(nan=0.0)
 
 
 def endpoint_error(displacement: Tensor, known: Tensor, mask: Tensor) -> Tensor:

@@ -13,18 +13,23 @@ from hpcstab.data.brains import LABELS, random_brain
 from hpcstab.data.diffeomorphisms import Flow, random_flow
 from hpcstab.data.registration import Pair, anatomies, known_pair
 from hpcstab.data.registration_folder import ScannedSubject, Subjects, read_subjects
-from hpcstab.data.scanned_brains import BRAIN_PACKAGES, BrainName, ScannedBrain, scanned_brain
+from hpcstab.data.scanned_brains import BRAIN_PACKAGES, TISSUES, BrainName, ScannedBrain, scanned_brain
 from hpcstab.data.sources import SOURCES, provenance
 from hpcstab.models.liquidreg.config import Data
 from hpcstab.seeds import keyed_seed
 from hpcstab.task import DataFinding, Split
 
+_MAX_LABELS_SHOWN = 40  # OASIS has 35
 _ANATOMIES = "colin27_to_mni152"
 _BOTH: tuple[BrainName, BrainName] = ("mni152", "colin27")
 
 
 class PairSource(ABC):
-    """The pairs of a run by split. ``num_labels``: the largest label."""
+    """The pairs of a run by split.
+
+    ``num_labels``: the largest label. ``label_names``: of those that are looked at one by one; empty where they are
+    not the same in all pairs, or too many.
+    """
 
     num_labels: int
     answers_known: bool
@@ -35,6 +40,10 @@ class PairSource(ABC):
     def __init__(self, data: Data, seed: int) -> None:
         self._data = data
         self._seed = seed
+
+    @property
+    @abstractmethod
+    def label_names(self) -> Mapping[int, str]: ...
 
     @abstractmethod
     def names(self, split: Split) -> list[str]:
@@ -79,6 +88,10 @@ class SyntheticPairs(KnownPairs):
     num_labels = len(LABELS)
     value_range = (0.0, 4095.0)
 
+    @property
+    def label_names(self) -> Mapping[int, str]:
+        return dict(enumerate(LABELS, start=1))
+
     def pair(self, split: Split, index: int) -> Pair:
         generator = self._generator(split, index)
         brain = random_brain(self._data.edge, generator)
@@ -109,6 +122,11 @@ class RealPairs(KnownPairs):
     @cached_property
     def num_labels(self) -> int:  # type: ignore[override]
         return max(int(brain.labels.voxels.max()) for brain in self._brains)
+
+    @property
+    def label_names(self) -> Mapping[int, str]:
+        """Those of MNI152; Colin27 has 116 regions, and label 1 of the one is not that of the other."""
+        return TISSUES if set(self._data.brains) == {"mni152"} else {}
 
     def names(self, split: Split) -> list[str]:
         """The pair beside comes first, so that evaluations that are cut short look at it, too."""
@@ -164,6 +182,12 @@ class FolderPairs(PairSource):
     @cached_property
     def num_labels(self) -> int:  # type: ignore[override]
         return max(int(subject.labels.voxels.max()) for subject in self._read.subjects)
+
+    @property
+    def label_names(self) -> Mapping[int, str]:
+        """By number: a folder has no names."""
+        found = sorted({int(n) for subject in self._read.subjects for n in np.unique(subject.labels.voxels)} - {0})
+        return {number: f"label {number}" for number in found} if len(found) <= _MAX_LABELS_SHOWN else {}
 
     def names(self, split: Split) -> list[str]:
         subjects = self._subjects[split]

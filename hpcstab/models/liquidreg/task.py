@@ -16,6 +16,7 @@ from hpcstab.models.liquidreg.data import Pairs
 from hpcstab.models.liquidreg.lncc import centred_lncc, guarded_lncc, raw_lncc
 from hpcstab.models.liquidreg.losses import diffusion, folding, liquid_stability, mean_square, volume_change
 from hpcstab.models.liquidreg.metrics import (
+    dice_by_label,
     endpoint_error,
     folding_share,
     mean_dice,
@@ -68,7 +69,13 @@ class Task:
         splits: tuple[Split, ...] = ("train", "validation")
         self._pairs = {split: Pairs(self._source, split, config.data.normalize) for split in splits}
         known = tuple(m for m in self.metrics if self._source.answers_known or m.name not in _OF_KNOWN)
-        self.metrics = known + (_BESIDE if self._source.beside else ())
+        names = self._source.label_names
+        self._labels = {f"dice_{name.replace(' ', '_')}": number for number, name in names.items()}
+        by_label = tuple(
+            Metric(metric, "1", "higher", f"Dice of {names[number]}, mean over the pairs that have it")
+            for metric, number in self._labels.items()
+        )
+        self.metrics = known + by_label + (_BESIDE if self._source.beside else ())
 
     def network(self) -> LiquidRegistration:
         return LiquidRegistration(self._config.network)
@@ -105,11 +112,12 @@ class Task:
         return self._scores(network(batch["fixed"], batch["moving"]), batch)
 
     def summarize(self, totals: Mapping[str, float]) -> Mapping[str, float]:
-        extremes = {"lncc_low": -totals["minus_lncc_low"], "lncc_high": totals["lncc_high"]}
-        return extremes | {
+        known = {"lncc_low": -totals["minus_lncc_low"], "lncc_high": totals["lncc_high"]}
+        known |= {name: _mean(totals[name], totals[f"pairs_of_{name}"]) for name in self._labels}
+        return known | {
             name: _mean(totals[name], totals["beside_pairs" if name.startswith("beside_") else "pairs"])
             for name in (metric.name for metric in self.metrics)
-            if name not in extremes
+            if name not in known
         }
 
     def baselines(self) -> Sequence[Baseline]:
@@ -168,8 +176,9 @@ class Task:
         warped_labels = warp(batch["moving_labels"].float(), found.displacement, mode="nearest").round()
         determinants = jacobian_determinant(found.displacement)
         centred = centred_lncc(batch["fixed"], found.warped, self._config.losses.lncc_window)
+        by_label = dice_by_label(labels, warped_labels, self._source.num_labels)
         figures = {
-            "dice": mean_dice(labels, warped_labels, self._source.num_labels),
+            "dice": mean_dice(by_label),
             "folding": folding_share(determinants),
             "sd_log_j": sd_log_jacobian(determinants),
             "lncc": centred.flatten(1).double().mean(dim=1),
@@ -182,6 +191,10 @@ class Task:
             sums[name] = Sum(torch.where(beside, 0.0, values).sum())
         for name, values in figures.items():
             sums[f"beside_{name}"] = Sum(torch.where(beside, values, 0.0).sum())
+        for name, number in self._labels.items():
+            of_label = by_label[:, number - 1]
+            sums[name] = Sum(of_label.nansum())
+            sums[f"pairs_of_{name}"] = Sum(of_label.isfinite().double().sum())
         sums["minus_lncc_low"] = Maximum((-similarity).nan_to_num(nan=-_NO_LNCC).amax())
         sums["lncc_high"] = Maximum(similarity.nan_to_num(nan=-_NO_LNCC).amax())
         return sums

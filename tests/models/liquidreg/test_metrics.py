@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hpcstab.models.liquidreg.metrics import (
+    dice_by_label,
     endpoint_error,
     folding_share,
     mean_dice,
@@ -24,11 +25,15 @@ def labels(*values: int) -> torch.Tensor:
 def test_dice_by_hand() -> None:
     """Label 1: 2 shared of 3 and 2. Label 2: none shared. Label 3 stands in neither, background counts in none."""
     first, second = labels(1, 1, 1, 2, 0, 0), labels(1, 1, 0, 0, 2, 0)
-    assert mean_dice(first, second, num_labels=3).tolist() == pytest.approx([(2 * 2 / 5 + 0) / 2])
-    assert mean_dice(first, first, num_labels=3).tolist() == [1.0]
-    assert mean_dice(first, second.float(), num_labels=3).tolist() == mean_dice(first, second, 3).tolist()
+    by_label = dice_by_label(first, second, num_labels=3)
+    torch.testing.assert_close(by_label[0], torch.tensor([2 * 2 / 5, 0.0, math.nan]).double(), equal_nan=True)
+    assert mean_dice(by_label).tolist() == pytest.approx([(2 * 2 / 5 + 0) / 2])
+    assert mean_dice(dice_by_label(first, first, 3)).tolist() == [1.0]
+    assert mean_dice(dice_by_label(first, second.float(), 3)).tolist() == mean_dice(by_label).tolist()
     both = torch.cat([first, second])
-    assert mean_dice(both, torch.cat([first, first]), 3).tolist() == [1.0, mean_dice(second, first, 3).item()]
+    together = mean_dice(dice_by_label(both, torch.cat([first, first]), 3))
+    assert together.tolist() == [1.0, mean_dice(dice_by_label(second, first, 3)).item()]
+    assert mean_dice(dice_by_label(labels(0, 0), labels(0, 0), 3)).tolist() == [0.0], "no label, no overlap"
 
 
 def test_dice_is_that_of_monai() -> None:
@@ -37,8 +42,8 @@ def test_dice_is_that_of_monai() -> None:
     generator = torch.Generator().manual_seed(0)
     first, second = (torch.randint(0, 4, (2, 1, 5, 6, 7), generator=generator) for _ in range(2))
     one_hot = [torch.nn.functional.one_hot(x[:, 0], 4).movedim(-1, 1) for x in (first, second)]
-    reference = compute_dice(one_hot[0], one_hot[1], include_background=False).mean(dim=1).double()
-    torch.testing.assert_close(mean_dice(first, second, 3), reference, atol=1e-6, rtol=0.0)
+    reference = compute_dice(one_hot[0], one_hot[1], include_background=False).double()
+    torch.testing.assert_close(dice_by_label(first, second, 3), reference, atol=1e-6, rtol=0.0)
 
 
 def test_distances_count_inside_the_mask_alone() -> None:

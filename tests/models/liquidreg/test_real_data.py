@@ -37,6 +37,9 @@ def test_trains_on_mni152(train_run: MakeRun, monkeypatch: pytest.MonkeyPatch, t
     assert task["data"]["spacing_mm"] == 192.0 / 20
     assert (task["data"]["num_labels"], task["data"]["num_validation_pairs"]) == (2, 2)
     assert not [metric for metric in task["metrics"] if metric["name"].startswith("beside_")]
+    last = read_rows(run.evals_csv)[-1]
+    by_label = [float(last["dice_grey_matter"]), float(last["dice_white_matter"])]
+    assert sum(by_label) / 2 == pytest.approx(float(last["dice"])), "both pairs have both"
 
 
 def test_with_both_brains_their_pair_stands_beside(
@@ -47,6 +50,9 @@ def test_with_both_brains_their_pair_stands_beside(
     assert task.dataset("validation").ids[0] == "colin27_to_mni152"
     assert "colin27_to_mni152" not in task.dataset("train").ids
     assert task.check_data() == []
+    assert not [metric for metric in task.metrics if metric.name.startswith("dice_")], (
+        "each brain has labels of its own"
+    )
     batch = held_out(task)
     assert batch["beside"].tolist() == [True, False, False]
     assert bool(batch["displacement"][0].isnan().all())
@@ -86,6 +92,7 @@ def test_trains_on_a_folder_and_reports_what_was_left_out(train_run: MakeRun, tm
     (finding,) = task.check_data()
     assert (finding.kind, finding.count) == ("missing", 1)
     assert {metric.name for metric in task.metrics}.isdisjoint({"epe", "reach"})
+    assert {m.name for m in task.metrics if m.name.startswith("dice_")} == {"dice_label_1", "dice_label_2"}
     run = train_run("liquidreg", "cured", settings=settings)
     task_json = read_json(run.task_json)
     assert task_json is not None

@@ -48,6 +48,9 @@ def test_the_floor_is_no_registration_and_the_reference_the_known_answer() -> No
     assert (answer.scores["epe"], answer.scores["folding"], floor.scores["sd_log_j"]) == (0.0, 0.0, 0.0)
     assert answer.scores["dice"] > floor.scores["dice"] + 0.1
     assert answer.scores["psnr"] > floor.scores["psnr"] + 10.0
+    by_label = [metric.name for metric in task.metrics if metric.name.startswith("dice_")]
+    assert len(by_label) == 9
+    assert all(answer.scores[name] > floor.scores[name] for name in by_label)
 
 
 def test_windows_without_an_lncc_are_counted_and_the_rest_is_evaluated() -> None:
