@@ -80,8 +80,13 @@ def _open(seen: Evidence, attempt: Mapping[str, Any], now: float) -> Answer:
         return Answer("running", "status.json", last, f"{status['state']}, writes its last files")
     detail = "cancel requested" if asked else silence
     if heartbeat is None:
-        return Answer("running", "process", now, detail or "starts")
+        return Answer("running", "process", now, "cancel requested" if asked else starts(now - last))
     return Answer("running", "status.json", last, detail)
+
+
+def starts(since_s: float) -> str:
+    """Before its first heartbeat: data are read and, in some models, parts are fitted; that may take minutes."""
+    return f"starts, for {since_s:.0f} s" if since_s > SILENT_S else "starts"
 
 
 def _was_cancelled(seen: Evidence, attempt: Mapping[str, Any]) -> bool:

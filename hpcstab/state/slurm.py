@@ -21,7 +21,7 @@ from hpcstab.state.evidence import (
     number,
     was_cancelled,
 )
-from hpcstab.state.local import ended_attempt
+from hpcstab.state.local import ended_attempt, starts
 
 SETTLED_S = 120.0
 """So long after its beginning no submission is under way any more: sbatch, left alone, gives up before that."""
@@ -110,7 +110,7 @@ def _running(seen: Evidence, scheduled: Scheduled, now: float) -> Answer:
     if heartbeat is None or heartbeat < scheduled.time:
         silent = now - (heartbeat or number(attempt.get("start")) or now)
         quiet = f"no heartbeat for {silent:.0f} s" if silent > SILENT_S else None
-        return Answer("running", answer.source, scheduled.time, detail or quiet)
+        return Answer("running", answer.source, scheduled.time, detail or (quiet if heartbeat else starts(silent)))
     return Answer("running", "status.json", heartbeat, detail)
 
 

@@ -124,6 +124,14 @@ def test_silence_of_a_living_process_is_said(run: RunDir) -> None:
     assert answer(seen, NOW).detail == "no heartbeat for 300 s"
 
 
+def test_a_start_that_takes_long_is_no_silence(run: RunDir) -> None:
+    """xray2ctpa fits its autoencoder before step 0; status said that it gave no sign of life."""
+    long_ago = {**OPEN_ATTEMPT, "start": NOW - 300}
+    for written in (None, status("running", attempt=1)):
+        seen = Evidence(run, None, None, long_ago, written, ALIVE, problem=None)
+        assert (answer(seen, NOW).state, answer(seen, NOW).detail) == ("running", "starts, for 300 s")
+
+
 def test_a_job_that_is_not_started_lives_with_its_starter(run: RunDir, dead: Process) -> None:
     assert state_with(run, ledger_of(run)) == "queued"
     assert state_with(run, ledger_of(run, owner=dead)) == "lost"
