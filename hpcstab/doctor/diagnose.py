@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from hpcstab.doctor.contents import Contents
+from hpcstab.doctor.examined import Examined
 from hpcstab.doctor.findings import Diagnosis, Finding
 from hpcstab.doctor.parts import Layout, Located, lay_out
 from hpcstab.doctor.paths import checkpoints_in
@@ -18,15 +19,6 @@ from hpcstab.doctor.siblings import compare, told_apart
 from hpcstab.errors import EXIT_WRONG_REQUEST, CheckpointError
 
 _ORDER = {"file": 0, "batchnorm": 1, "weights": 2, "ema": 3, "optimizer": 4, "scaler": 5, "other": 6}
-
-
-@dataclass(frozen=True)
-class Examined:
-    """A diagnosis with what it was made from, for the repair."""
-
-    contents: Contents
-    layout: Layout
-    diagnosis: Diagnosis
 
 
 def diagnose(path: Path, against: Path | None = None) -> Diagnosis:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from hpcstab.doctor.contents import TensorFile
-from hpcstab.doctor.diagnose import Examined
+from hpcstab.doctor.examined import Examined
 from hpcstab.doctor.findings import Change, Finding, How, Part
 from hpcstab.doctor.parts import Located
 from hpcstab.doctor.rewrite import Edits

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from hpcstab.doctor.contents import TensorFile
-from hpcstab.doctor.diagnose import Examined
+from hpcstab.doctor.examined import Examined
 from hpcstab.doctor.findings import Change
 from hpcstab.doctor.patient import Patient, Plan
 from hpcstab.doctor.sources import Sibling

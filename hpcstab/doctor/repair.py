@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from hpcstab.checkpoint import read_manifest, write_checkpoint
-from hpcstab.doctor.diagnose import Examined, diagnose, examine
+from hpcstab.doctor.diagnose import diagnose, examine
+from hpcstab.doctor.examined import Examined
 from hpcstab.doctor.findings import Diagnosis, Repair
 from hpcstab.doctor.paths import fixed_name, is_checkpoint_folder
 from hpcstab.doctor.patient import Plan

@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from hpcstab.doctor.contents import TensorFile
+from hpcstab.doctor.examined import Examined
 from hpcstab.doctor.findings import Finding
 from hpcstab.doctor.parts import Located
-
-if TYPE_CHECKING:
-    from hpcstab.doctor.diagnose import Examined
 
 PIECE_VALUES = 1 << 20
 DRIFT = 10.0

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from hpcstab.checkpoint import read_manifest
 from hpcstab.doctor.contents import TensorFile
-from hpcstab.doctor.diagnose import Examined, examine
+from hpcstab.doctor.diagnose import examine
+from hpcstab.doctor.examined import Examined
 from hpcstab.doctor.parts import Located
 from hpcstab.doctor.paths import FIXED, SUFFIXES, checkpoints_in, is_checkpoint_folder
 from hpcstab.doctor.siblings import partners

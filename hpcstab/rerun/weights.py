@@ -9,7 +9,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from hpcstab.doctor.diagnose import Examined, examine
+from hpcstab.doctor.diagnose import examine
+from hpcstab.doctor.examined import Examined
 from hpcstab.doctor.parts import Located
 from hpcstab.errors import EXIT_WRONG_REQUEST, CheckpointError
 from hpcstab.rerun.fit import Layout, misfit_text, misfits
