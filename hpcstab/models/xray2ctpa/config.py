@@ -28,6 +28,7 @@ class Network(Section):
     network is told where in the volume its patch lies. ``condition_dropout``: share of samples that see the learned
     null condition. ``replace_inputs``, ``replace_condition``: NaN and infinities of latents and X-ray, and of the
     X-ray's code, are set to 0, 1 and -1. ``guidance``: weight of the condition when sampling; 1 is none beyond it.
+    ``samples_averaged``: so many samples of each held-out volume, whose mean is the estimate that is measured.
     """
 
     stage: Literal["autoencoder", "diffusion"]
@@ -51,6 +52,7 @@ class Network(Section):
     amp: bool
     sampler: Literal["ddpm", "ddim"]
     sampling_steps: int = Field(ge=1)
+    samples_averaged: int = Field(ge=1)
     guidance: float = Field(ge=0)
 
     @model_validator(mode="after")

@@ -26,9 +26,11 @@ _QUALITY = (
     Metric("mae", "1", "lower", "mean absolute error of whole volumes in their own range, mean over volumes"),
 )
 AUTOENCODER_METRICS = _QUALITY
+_OF_MEAN = "; of the mean of network.samples_averaged samples"
 DIFFUSION_METRICS = (
-    *_QUALITY,
-    Metric("projection_mae", "1", "lower", "mean absolute difference of the X-ray and the projected sample, in [0, 1]"),
+    *(Metric(metric.name, metric.unit, metric.direction, metric.about + _OF_MEAN) for metric in _QUALITY),
+    Metric("psnr_sample", "dB", "higher", "psnr of a single sample, which pays for its own noise"),
+    Metric("projection_mae", "1", "lower", "mean absolute difference of the X-ray and the projected mean, in [0, 1]"),
     *(
         Metric(name, "1", "lower", f"loss over that of predicting zero, t / T from {index / NUM_BUCKETS:g} on")
         for index, name in enumerate(RATIOS)
@@ -66,11 +68,20 @@ def evaluate_diffusion(
         partials[f"{name}_zero"] = Sum(
             distances(torch.zeros_like(target), target, config.losses.distance).double().sum()
         )
-    sampled = sample_patches(network, codes, places, latents.shape, generator).reshape(patches.shape)
-    volumes, truth = whole(sampled, edge), whole(patches, edge)
-    films = films_of(volumes, batch)
-    errors = _mean_absolute_error(films, batch["xray"]).double().sum()
-    return {**partials, **_quality(volumes, truth), "projection_mae": Sum(errors)}
+    samples = some_samples(network, codes, places, latents.shape, generator)
+    first, mean = (whole(made.reshape(patches.shape), edge) for made in (samples[0], samples.mean(0)))
+    truth = whole(patches, edge)
+    errors = _mean_absolute_error(films_of(mean, batch), batch["xray"]).double().sum()
+    partials["psnr_sample"] = Sum(psnr_db(first, truth).sum())
+    return {**partials, **_quality(mean, truth), "projection_mae": Sum(errors)}
+
+
+def some_samples(
+    network: LatentDiffusion, codes: Tensor, places: Tensor, shape: torch.Size, generator: torch.Generator
+) -> Tensor:
+    """(samples_averaged, B, 1, p, p, p); what PSNR asks for is their mean, as an estimate of the conditional mean."""
+    count = network.keys.samples_averaged
+    return torch.stack([sample_patches(network, codes, places, shape, generator) for _ in range(count)])
 
 
 def sample_patches(
@@ -97,7 +108,8 @@ def whole(patches: Tensor, edge: int) -> Tensor:
 
 def summarize(totals: Mapping[str, float]) -> dict[str, float]:
     """The metrics from the merged sums."""
-    names = [metric.name for metric in _QUALITY] + [name for name in ("projection_mae",) if name in totals]
+    names = [metric.name for metric in _QUALITY]
+    names += [name for name in ("psnr_sample", "projection_mae") if name in totals]
     metrics = {name: totals[name] / totals["num_volumes"] for name in names}
     if f"{RATIOS[0]}_loss" in totals:
         metrics |= {name: totals[f"{name}_loss"] / totals[f"{name}_zero"] for name in RATIOS}

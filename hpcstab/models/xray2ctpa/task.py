@@ -23,8 +23,8 @@ from hpcstab.models.xray2ctpa.evaluation import (
     evaluate_autoencoder,
     evaluate_diffusion,
     mean_patches,
-    sample_patches,
     scores_of,
+    some_samples,
     summarize,
 )
 from hpcstab.models.xray2ctpa.fitting import fit_autoencoder, new_autoencoder
@@ -155,7 +155,7 @@ class Task:
             item = self._pairs.validation[index]
             codes = _as_diffusion(network).code(item["xray"][None]).expand(volumes.shape[1], -1)
             shape = _as_diffusion(network).encode(volumes[0]).shape
-            return sample_patches(_as_diffusion(network), codes, item["places"], shape, generator)[None]
+            return some_samples(_as_diffusion(network), codes, item["places"], shape, generator).mean(0)[None]
 
         with torch.no_grad():
             scores = scores_of(self._pairs.validation, made)
