@@ -29,7 +29,7 @@ AUTOENCODER_METRICS = _QUALITY
 _OF_MEAN = "; of the mean of network.samples_averaged samples"
 DIFFUSION_METRICS = (
     *(Metric(metric.name, metric.unit, metric.direction, metric.about + _OF_MEAN) for metric in _QUALITY),
-    Metric("psnr_sample", "dB", "higher", "psnr of a single sample, which pays for its own noise"),
+    Metric("psnr_sampled", "dB", "higher", "psnr of a single sample, which pays for its own noise"),
     Metric("projection_mae", "1", "lower", "mean absolute difference of the X-ray and the projected mean, in [0, 1]"),
     *(
         Metric(name, "1", "lower", f"loss over that of predicting zero, t / T from {index / NUM_BUCKETS:g} on")
@@ -72,7 +72,7 @@ def evaluate_diffusion(
     first, mean = (whole(made.reshape(patches.shape), edge) for made in (samples[0], samples.mean(0)))
     truth = whole(patches, edge)
     errors = _mean_absolute_error(films_of(mean, batch), batch["xray"]).double().sum()
-    partials["psnr_sample"] = Sum(psnr_db(first, truth).sum())
+    partials["psnr_sampled"] = Sum(psnr_db(first, truth).sum())
     return {**partials, **_quality(mean, truth), "projection_mae": Sum(errors)}
 
 
@@ -109,7 +109,7 @@ def whole(patches: Tensor, edge: int) -> Tensor:
 def summarize(totals: Mapping[str, float]) -> dict[str, float]:
     """The metrics from the merged sums."""
     names = [metric.name for metric in _QUALITY]
-    names += [name for name in ("psnr_sample", "projection_mae") if name in totals]
+    names += [name for name in ("psnr_sampled", "projection_mae") if name in totals]
     metrics = {name: totals[name] / totals["num_volumes"] for name in names}
     if f"{RATIOS[0]}_loss" in totals:
         metrics |= {name: totals[f"{name}_loss"] / totals[f"{name}_zero"] for name in RATIOS}

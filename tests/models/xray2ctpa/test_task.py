@@ -55,7 +55,7 @@ def test_a_perfect_prediction_reaches_the_autoencoder() -> None:
     scores = {baseline.name: baseline.scores for baseline in task.baselines()}
     assert metrics["psnr"] == pytest.approx(scores["autoencoder"]["psnr"], abs=0.1)
     assert metrics["projection_mae"] == pytest.approx(scores["autoencoder"]["projection_mae"], abs=0.01)
-    assert metrics["psnr_sample"] == pytest.approx(metrics["psnr"], abs=0.1)
+    assert metrics["psnr_sampled"] == pytest.approx(metrics["psnr"], abs=0.1)
 
 
 def test_the_mean_of_samples_is_a_better_estimate_than_one() -> None:
@@ -66,14 +66,14 @@ def test_the_mean_of_samples_is_a_better_estimate_than_one() -> None:
     patches = batch["volume"].flatten(0, 1) * 0.4 + 0.3  # far from 0 and 1, where samples are cut
     network.decode = lambda latents: patches + 0.05 * torch.randn(patches.shape, generator=noise)  # type: ignore[method-assign]
     metrics = metrics_of_volumes(task, network, {**batch, "volume": patches.reshape(batch["volume"].shape)})
-    assert metrics["psnr"] - metrics["psnr_sample"] == pytest.approx(10 * math.log10(4), abs=0.3)
+    assert metrics["psnr"] - metrics["psnr_sampled"] == pytest.approx(10 * math.log10(4), abs=0.3)
 
 
 def test_worst_ratio_leaves_the_first_quarter_out() -> None:
     losses = zip(RATIOS, (9.0, 1.0, 1.5, 0.5), strict=True)
     sums = {f"{name}_zero": 2.0 for name in RATIOS} | {f"{name}_loss": value for name, value in losses}
     metrics = summarize(
-        {**sums, "psnr": 10.0, "psnr_sample": 8.0, "ssim": 1.0, "mae": 1.0, "projection_mae": 1.0, "num_volumes": 2.0}
+        {**sums, "psnr": 10.0, "psnr_sampled": 8.0, "ssim": 1.0, "mae": 1.0, "projection_mae": 1.0, "num_volumes": 2.0}
     )
     assert (metrics["worst_loss_ratio"], metrics["loss_ratio_000"], metrics["psnr"]) == (0.75, 4.5, 5.0)
 
