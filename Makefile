@@ -81,9 +81,10 @@ bench: $(READY)  ## timings of start-up, status, a hardened step and the doctor'
 reports: $(READY)  ## rebuild the reference reports under reports/ (tens of minutes each)
 	$(HPCSTAB) submit swae3d --scale small --seeds 3-5 --wait
 	$(HPCSTAB) report swae3d --out reports/swae3d-small
-	$(HPCSTAB) data fetch vae2d
-	$(HPCSTAB) submit --campaign vae2d_real --wait
-	$(HPCSTAB) report vae2d --out reports/vae2d-small-real
+	$(HPCSTAB) data fetch mricron-data
+	for model in swae3d vae2d wavessm liquidreg xray2ctpa; do \
+		$(HPCSTAB) data fetch $$model && $(HPCSTAB) submit --campaign $${model}_real --scale small --wait && \
+		$(HPCSTAB) report $$model --out reports/$$model-small-real || exit; done
 
 clean:  ## remove the virtual environment and caches, never runs
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
