@@ -174,7 +174,7 @@ def test_the_wheel_carries_configs_and_clusters(tmp_path: Path) -> None:
 
 def test_train_resumes_a_run_that_was_stopped_and_no_other(tmp_path: Path) -> None:
     root = str(tmp_path / "runs")
-    settings = ["--set", "trainer.max_steps=400", "--set", "trainer.checkpoint_every={steps: 50}"]
+    settings = ["--set", "trainer.max_steps=150", "--set", "trainer.checkpoint_every={steps: 50}"]
     command = [sys.executable, "-m", "hpcstab", "train", "swae3d@cured", "--scale", "tiny", *settings, "--root", root]
     process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -187,7 +187,7 @@ def test_train_resumes_a_run_that_was_stopped_and_no_other(tmp_path: Path) -> No
     assert process.returncode == 1  # stopped: the run is not over
     resumed = hpcstab("train", "--resume", run.name, "--root", root)
     assert resumed.returncode == 0, resumed.stderr
-    assert "completed: 400 steps" in resumed.stdout
+    assert "completed: 150 steps" in resumed.stdout
     assert [json.loads(path.read_text())["reason"] for path in sorted((run / "attempts").iterdir())] == [
         "SIGTERM",
         "completed",

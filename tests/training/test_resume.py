@@ -85,11 +85,11 @@ def assert_was_sick_at_its_stop(whole: RunDir, parts: RunDir) -> None:
 
 @pytest.mark.parametrize(("model", "variant"), VARIANTS)
 def test_resumed_is_uninterrupted_bit_for_bit(make_run: MakeRun, model: str, variant: str) -> None:
-    """Stopped after the first step, before the last, and again and again; however short the training is."""
+    """Stopped before the last step, and after the first and again and again; however short the training is."""
     whole = make_run(model, variant)
     expected = attempt(whole)
     num_steps = len(read_history(whole.metrics_csv))
-    for stops in ([1], [num_steps - 1], [1] * min(3, num_steps - 1)):
+    for stops in ([num_steps - 1], [1] * min(3, num_steps - 1)):
         parts = make_run(model, variant)
         for stop_after in stops:
             ended = attempt(parts, stop_after)
