@@ -20,7 +20,7 @@ from hpcstab.config import (
     RunConfig,
     config_class_of,
     load_object,
-    read_yaml_mapping,
+    read_run_config,
     validate_section,
 )
 from hpcstab.errors import CheckpointError, ConfigError, HpcstabError, RankLostError, RunError
@@ -98,7 +98,7 @@ def load_task(model: str, config: RunConfig, seed: int, origin: str) -> Task:
 
 def read_config(run: RunDir) -> tuple[str, RunConfig]:
     """(model reference, config) of a run folder."""
-    values = read_yaml_mapping(run.config_yaml)
+    values = read_run_config(run.config_yaml)
     model = str(values.pop("model", ""))
     return model, validate_section(config_class_of(model, str(run.config_yaml)), values, str(run.config_yaml))
 

@@ -56,7 +56,10 @@ def write_checkpoint(folder: Path, state: Mapping[str, Any], facts: Mapping[str,
         _require_room(aside, sum(memory.values()))
         with (aside / STATE).open("wb") as file, ThreadPoolExecutor(1) as beside:
             written = _Digesting(file, beside, memory)
-            torch.save(dict(state), cast(BinaryIO, written))
+            try:
+                torch.save(dict(state), cast(BinaryIO, written))
+            except RuntimeError as error:  # torch closes its file after an error, and tells what that came to instead
+                raise written.error or error from None
             written.finish()
             _to_disk(aside / STATE)  # while the rest is digested
         (aside / MANIFEST).write_text(_manifest_text(written, facts), encoding="utf-8")
@@ -172,9 +175,10 @@ def _settle(old: Path, folder: Path) -> None:
 class _Digesting(io.RawIOBase):
     """Passes writes on and digests them: what is vouched for is what was meant, not what the disk gave back.
 
-    torch writes to a file object front to back, and lets its OSError through; to a path it would
-    report a full disk as an internal RuntimeError. The digest is made in the thread ``beside``, from the ``memory``
-    (address: size) of the state itself, which outlives this; of what else is written it has a copy.
+    torch writes to a file object front to back. To a path it would report a full disk as an internal RuntimeError, and
+    here it does so where closing its file fails after that; ``error`` is the disk's. The digest is made in the thread
+    ``beside``, from the ``memory`` (address: size) of the state itself, which outlives this; of what else is written it
+    has a copy.
     """
 
     def __init__(self, file: BinaryIO, beside: ThreadPoolExecutor, memory: Mapping[int, int]) -> None:
@@ -183,13 +187,18 @@ class _Digesting(io.RawIOBase):
         self._gathered = bytearray()
         self.digest = hashlib.sha256()
         self.num_bytes = 0
+        self.error: OSError | None = None
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
         num_bytes = memoryview(data).nbytes
-        self._file.write(data)
+        try:
+            self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
         self.num_bytes += num_bytes
         if num_bytes >= _BESIDE_BYTES and self._memory.get(np.frombuffer(data, np.uint8).ctypes.data) == num_bytes:
             self._hand_over()

@@ -14,6 +14,7 @@ from hpcstab.config.external import load_object
 from hpcstab.config.load import config_class_of, load_experiment, model_names
 from hpcstab.config.locate import NAME, find_yaml, yaml_names
 from hpcstab.config.resolve import ResolvedRun, parse_overrides, resolve, signature
+from hpcstab.config.run_config import read_run_config
 from hpcstab.config.section import Section, leaf_keys, nearest, validate_section
 from hpcstab.config.variants import Variant, distinct_variants, parse_variant, variant_names
 from hpcstab.config.yaml_file import parse_yaml_value, read_yaml_mapping
@@ -48,6 +49,7 @@ __all__ = [
     "parse_overrides",
     "parse_variant",
     "parse_yaml_value",
+    "read_run_config",
     "read_yaml_mapping",
     "resolve",
     "signature",

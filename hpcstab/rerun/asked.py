@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hpcstab.config import Branched, Experiment, RunConfig, branch, leaf_keys, load_experiment, read_yaml_mapping
+from hpcstab.config import Branched, Experiment, RunConfig, branch, leaf_keys, load_experiment, read_run_config
 from hpcstab.errors import ConfigError
 from hpcstab.execute import load_task, read_config
 from hpcstab.rerun.fit import Layout, layout_of, misfit_text, misfits
@@ -116,7 +116,7 @@ class Asked:
         return bool(misfits(weights, self._network(self._branch(added, overrides))))
 
     def _branch(self, added: tuple[str, ...], overrides: Overrides) -> Branched:
-        values = read_yaml_mapping(self.parent.config_yaml)
+        values = read_run_config(self.parent.config_yaml)
         return branch(self.identity, values, self.parent.config_yaml, added, overrides, self._experiment)
 
     @cached_property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -82,6 +83,23 @@ def test_a_writer_after_one_that_was_killed_keeps_the_old_until_the_new_is_whole
     with pytest.raises(CheckpointError, match="No space left"):
         write_checkpoint(folder, {"value": torch.tensor(2.0)}, {"step": STEP, "healthy": True})
     assert float(read_checkpoint(folder)[0]["value"]) == 1.0
+
+
+def test_a_disk_that_fills_up_at_any_byte_is_called_so(run: RunDir) -> None:
+    """The limit of a file's size stands for it. torch closes its file after an error: where that failed too, it raised
+    a RuntimeError in place of the disk's error, and the training died of what costs a training nothing."""
+    folder, state = run.checkpoint(STEP), {"value": torch.tensor(2.0), "weight": torch.ones(3000)}
+    write_checkpoint(folder, state, {"step": STEP, "healthy": True})
+    num_bytes = (folder / "state.pt").stat().st_size
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in range(0, num_bytes, 61):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            with pytest.raises(CheckpointError, match="cannot be written: File too large"):
+                write_checkpoint(folder, {**state, "value": torch.tensor(3.0)}, {"step": STEP, "healthy": True})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert found(run) == 2.0
 
 
 def test_a_rename_that_fails_brings_the_old_one_back(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,33 @@
+"""The config.yaml of a run folder, which may be older than this code.
+
+A run that is queued again after an update, or replayed a year later, lacks the keys that are new since. It is completed
+with what its version did. A base gets no such help: it states every value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hpcstab.config.yaml_file import read_yaml_mapping
+
+ADDED: Mapping[str | None, Mapping[str, Any]] = {
+    None: {"stability.guards.ladder.recover_after": 0},
+    "xray2ctpa": {"network.samples_averaged": 1},
+}
+"""By model, None for all: keys that are new since there are run folders, and the value that is what was done before."""
+
+
+def read_run_config(path: Path) -> dict[str, Any]:
+    """The values of a run's config.yaml, ``model`` among them, with the keys that its version did not have."""
+    values = read_yaml_mapping(path)
+    for model in (None, values.get("model")):
+        for key, value in ADDED.get(model, {}).items():
+            *sections, name = key.split(".")
+            section: Any = values
+            for part in sections:
+                section = section.get(part) if isinstance(section, dict) else None
+            if isinstance(section, dict):  # guards may be switched off as a whole
+                section.setdefault(name, value)
+    return values
