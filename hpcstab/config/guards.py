@@ -70,7 +70,8 @@ class HeadroomConfig(Section):
 class LadderConfig(Section):
     """What verdicts cost; the learning rate is multiplied by ``lr_factor``.
 
-    ``recover_after`` applied updates without a verdict give the last rung back, learning rate and budget; 0: none."""
+    After ``recover_after`` applied updates without a verdict the last rung is given back, over as many more; 0: none.
+    """
 
     lr_factor: float = Field(gt=0, lt=1)
     max_backoffs: int = Field(ge=0)

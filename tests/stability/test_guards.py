@@ -266,14 +266,15 @@ def test_used_budgets_are_part_of_the_state() -> None:
 def test_long_health_gives_rungs_back_one_by_one() -> None:
     ladder = Ladder(0.5, max_backoffs=2, max_rollbacks=1, recover_after=100)
     assert [ladder.climb(Verdict.BACKOFF, update) for update in (10, 60)] == [Verdict.BACKOFF] * 2
-    assert [ladder.lr_factor(update) for update in (60, 159, 160, 259, 260, 10**6)] == [0.25, 0.25, 0.5, 0.5, 1.0, 1.0]
-    assert [update for update in range(400) if ladder.recovers_at(update)] == [160, 260]
-    assert ladder.climb(Verdict.BACKOFF, 200) == Verdict.BACKOFF, "one of two was given back"
-    assert ladder.climb(Verdict.BACKOFF, 299) == Verdict.ROLLBACK, "the count began anew"
-    assert ladder.lr_factor(299) == 0.125
-    assert (ladder.num_backoffs, ladder.used("backoff", 299), ladder.used("rollback", 299)) == (3, 2, 1)
+    factors = [ladder.lr_factor(update) for update in (60, 160, 210, 260, 310, 360, 10**6)]
+    assert factors == pytest.approx([0.25, 0.25, 0.25 * math.sqrt(2), 0.5, 0.5 * math.sqrt(2), 1.0, 1.0])
+    assert [update for update in range(500) if ladder.recovers_at(update)] == [260, 360]
+    assert ladder.climb(Verdict.BACKOFF, 259) == Verdict.ROLLBACK, "what is given back in part is held"
+    assert ladder.lr_factor(259) == 0.125
+    assert (ladder.num_backoffs, ladder.used("backoff", 259), ladder.used("rollback", 259)) == (2, 2, 1)
     assert ladder.climb(Verdict.CONTINUE, 350) == Verdict.CONTINUE
-    assert ladder.used("rollback", 399) == 0, "a warning is no verdict"
+    assert ladder.used("rollback", 459) == 0, "a warning is no verdict"
+    assert ladder.climb(Verdict.BACKOFF, 559) == Verdict.BACKOFF, "one of two was given back"
 
 
 def test_a_rung_charged_for_a_fault_is_given_back_too() -> None:

@@ -22,8 +22,9 @@ class Ladder:
         lr_factor: the learning rate is multiplied by it at each back-off, and at each rollback that a guard asked for
             (the same steps with the same learning rate would come to the same end).
         max_backoffs, max_rollbacks: so often at a time.
-        recover_after: after so many applied updates without a verdict the last rung is given back, learning rate and
-            budget; and after as many more the one before it. 0 gives none back.
+        recover_after: after so many applied updates without a verdict the last rung is given back, over as many more:
+            the learning rate rises evenly (its logarithm), and at the end of it the budget is there again; then the
+            rung before it. 0 gives none back.
 
     Attributes:
         num_backoffs, num_rollbacks: so often since the run began.
@@ -42,7 +43,7 @@ class Ladder:
 
     def lr_factor(self, update: int) -> float:
         """On the learning rate of the update with this index."""
-        return self._factor ** len(self._held(update))
+        return float(self._factor ** (len(self._rungs) - self._num_recovered(update)))
 
     def used(self, rung: Rung, update: int) -> int:
         """How much of a budget is used before the update with this index."""
@@ -50,7 +51,7 @@ class Ladder:
         return self._held(update).count(rung) + (len(faults) if rung == "rollback" else 0)
 
     def recovers_at(self, update: int) -> bool:
-        """Whether the update with this index is the first one after a rung was given back."""
+        """Whether the update with this index is the first one after a rung was given back as a whole."""
         return len(self._held(update)) < len(self._held(update - 1))
 
     def climb(self, verdict: Verdict, update: int) -> Verdict:
@@ -96,11 +97,16 @@ class Ladder:
         self.load_state_dict(before)
         self._since = update
 
-    def _held(self, update: int) -> list[Rung]:
+    def _num_recovered(self, update: int) -> float:
+        """How many rungs are given back before the update with this index; parts of one, too."""
         if not self._recover_after:
-            return list(self._rungs)
-        num_recovered = max(0, update - self._since) // self._recover_after
-        return self._rungs[: max(0, len(self._rungs) - num_recovered)]
+            return 0.0
+        health = update - self._since - self._recover_after
+        return min(max(0.0, health / self._recover_after), float(len(self._rungs)))
+
+    def _held(self, update: int) -> list[Rung]:
+        """A rung that is given back in part is still held."""
+        return self._rungs[: len(self._rungs) - int(self._num_recovered(update))]
 
     def state_dict(self) -> dict[str, Any]:
         return {
