@@ -61,13 +61,13 @@ def check(
 
 def refuse_missing_data(runs: Iterable[ResolvedRun]) -> None:
     """Before anything is created or queued: a run whose data are not there would end at its first step."""
-    from hpcstab.data.images import image_files
+    from hpcstab.data.folders import look_into
     from hpcstab.data.sources import SOURCES, require
 
     data = [run.config.data for run in runs]
     require(SOURCES[name] for name in dict.fromkeys(name for each in data for name in each.sources()))
-    for folder in dict.fromkeys(folder for each in data for folder in each.image_folders()):
-        image_files(Path(folder))
+    for folder, kind in dict.fromkeys(item for each in data for item in each.folders().items()):
+        look_into(Path(folder), kind)
 
 
 @app.command("fetch")

@@ -6,7 +6,7 @@ run.config.optimizer.lr
 """
 
 from hpcstab.config.branch import Branched, branch
-from hpcstab.config.common import DataConfig, ImageDataConfig, LossesConfig, RunConfig
+from hpcstab.config.common import DataConfig, FolderKind, LossesConfig, RunConfig, SourcedDataConfig
 from hpcstab.config.difference import Difference, differences, overridden
 from hpcstab.config.durations import Duration
 from hpcstab.config.experiment import Claim, Compare, Experiment, FailureCondition
@@ -29,11 +29,12 @@ __all__ = [
     "Duration",
     "Experiment",
     "FailureCondition",
-    "ImageDataConfig",
+    "FolderKind",
     "LossesConfig",
     "ResolvedRun",
     "RunConfig",
     "Section",
+    "SourcedDataConfig",
     "Variant",
     "branch",
     "config_class_of",

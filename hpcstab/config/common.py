@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, Strict, model_validator
 
@@ -146,6 +146,10 @@ class DataFault(Section):
     kind: Literal["inf_pixel", "nan_pixel"]
 
 
+FolderKind = Literal["images", "subjects", "pairs"]
+"""What is read of a folder of the user's own: images, subjects as Learn2Reg lays them out, pairs of CT and X-ray."""
+
+
 class DataConfig(Section):
     """Keys of ``data`` that the trainer itself reads.
 
@@ -163,9 +167,9 @@ class DataConfig(Section):
         """Packages of the fetched data that the run reads (hpcstab/data/sources); none where it draws its own."""
         return ()
 
-    def image_folders(self) -> tuple[str, ...]:
-        """Folders of the user's own whose images the run reads."""
-        return ()
+    def folders(self) -> Mapping[str, FolderKind]:
+        """Folders of the user's own that the run reads."""
+        return {}
 
     @model_validator(mode="after")
     def _one_fault_a_step(self) -> DataConfig:
@@ -175,19 +179,22 @@ class DataConfig(Section):
         return self
 
 
-class ImageDataConfig(DataConfig):
-    """Images that are drawn here (``synthetic``), were fetched (``real``), or lie in a ``folder`` of the user's own."""
+class SourcedDataConfig(DataConfig):
+    """Data that are drawn here (``synthetic``), were fetched (``real``), or lie in a ``folder`` of the user's own."""
 
+    folder_kind: ClassVar[FolderKind]
     source: Literal["synthetic", "real", "folder"]
     folder: str | None = Field(min_length=1)
 
-    def image_folders(self) -> tuple[str, ...]:
-        return () if self.folder is None else (self.folder,)
+    def folders(self) -> Mapping[str, FolderKind]:
+        return {} if self.folder is None else {self.folder: self.folder_kind}
 
     @model_validator(mode="after")
-    def _folder_where_it_is_read(self) -> ImageDataConfig:
+    def _folder_where_it_is_read(self) -> SourcedDataConfig:
         if self.source == "folder" and self.folder is None:
-            raise ValueError("source is folder, but folder is null: name the folder of your images, data.folder=PATH")
+            raise ValueError(
+                f"source is folder, but folder is null: name the folder of your {self.folder_kind}, data.folder=PATH"
+            )
         if self.source != "folder" and self.folder is not None:
             raise ValueError(
                 f"folder is '{self.folder}', which source {self.source} does not read: set source to folder"

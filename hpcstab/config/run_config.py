@@ -12,6 +12,8 @@ from typing import Any
 
 from hpcstab.config.yaml_file import read_yaml_mapping
 
+RENAMED: Mapping[str, Mapping[str, str]] = {"xray2ctpa": {"data.path": "data.folder"}}
+"""By model: keys by the name that they had."""
 ADDED: Mapping[str | None, Mapping[str, Any]] = {
     None: {"stability.guards.ladder.recover_after": 0},
     "xray2ctpa": {"network.samples_averaged": 1},
@@ -22,12 +24,27 @@ ADDED: Mapping[str | None, Mapping[str, Any]] = {
 def read_run_config(path: Path) -> dict[str, Any]:
     """The values of a run's config.yaml, ``model`` among them, with the keys that its version did not have."""
     values = read_yaml_mapping(path)
+    for before, key in RENAMED.get(str(values.get("model")), {}).items():
+        section, name = _place(values, before)
+        if section is not None and name in section:
+            _set(values, key, section.pop(name))
     for model in (None, values.get("model")):
         for key, value in ADDED.get(model, {}).items():
-            *sections, name = key.split(".")
-            section: Any = values
-            for part in sections:
-                section = section.get(part) if isinstance(section, dict) else None
-            if isinstance(section, dict):  # guards may be switched off as a whole
-                section.setdefault(name, value)
+            _set(values, key, value)
     return values
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    """Where the section is there (guards may be switched off as a whole) and has no such key."""
+    section, name = _place(values, key)
+    if section is not None:
+        section.setdefault(name, value)
+
+
+def _place(values: dict[str, Any], key: str) -> tuple[dict[str, Any] | None, str]:
+    """The section that a dotted key stands in, and its name there."""
+    *sections, name = key.split(".")
+    section: Any = values
+    for part in sections:
+        section = section.get(part) if isinstance(section, dict) else None
+    return (section if isinstance(section, dict) else None), name

@@ -77,7 +77,7 @@ def read_subjects(folder: Path, edge: int) -> Subjects:
     Raises:
         DataError: no such folder, or fewer than four subjects that can be used: two to train on, two to hold out.
     """
-    images, labels = (_files(folder / part) for part in (IMAGES, LABELS))
+    images, labels = subject_files(folder)
     usable: list[ScannedSubject] = []
     bad: dict[FindingKind, list[str]] = defaultdict(list)
     for name in sorted(images.keys() | labels.keys()):
@@ -95,6 +95,20 @@ def read_subjects(folder: Path, edge: int) -> Subjects:
             f" hold out{': ' if problems else ''}{problems}"
         )
     return Subjects(tuple(usable), findings)
+
+
+def subject_files(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Images and labels by the name of the subject; ``~`` is the user's home.
+
+    Raises:
+        DataError: one of the two folders is not there, or neither holds a scan.
+    """
+    images, labels = (_files(folder.expanduser() / part) for part in (IMAGES, LABELS))
+    if not images and not labels:
+        raise DataError(
+            f"'{folder}' holds no subject; read are {IMAGES}/NAME.nii.gz with {LABELS}/NAME.nii.gz (or .nii)"
+        )
+    return images, labels
 
 
 def _files(folder: Path) -> dict[str, Path]:

@@ -62,9 +62,7 @@ def read_pairs(folder: Path) -> ScanPairs:
     Raises:
         DataError: no such folder, no pair in it, or fewer than two that can be used.
     """
-    found = _files(folder)
-    if not found:
-        raise DataError(f"folder '{folder}' holds no pair; read are <name>_ct.nii.gz with <name>_xray.nii.gz (or .nii)")
+    found = pair_files(folder)
     usable: list[ScanPair] = []
     bad: dict[FindingKind, list[str]] = defaultdict(list)
     for name, files in sorted(found.items()):
@@ -84,10 +82,14 @@ def read_pairs(folder: Path) -> ScanPairs:
     return ScanPairs(usable, findings, facts)
 
 
-def _files(folder: Path) -> dict[str, dict[str, Path]]:
-    """name -> role -> file."""
+def pair_files(folder: Path) -> dict[str, dict[str, Path]]:
+    """name -> role -> file; ``~`` is the user's home.
+
+    Raises:
+        DataError: no such folder, or no pair in it.
+    """
     try:
-        paths = sorted(folder.iterdir())
+        paths = sorted(folder.expanduser().iterdir())
     except OSError as error:
         raise DataError(f"folder '{folder}' cannot be read: {error.strerror}") from None
     found: dict[str, dict[str, Path]] = defaultdict(dict)
@@ -96,6 +98,8 @@ def _files(folder: Path) -> dict[str, dict[str, Path]]:
             for suffix in _SUFFIXES:
                 if path.name.endswith(f"_{role}{suffix}"):
                     found[path.name.removesuffix(f"_{role}{suffix}")][role] = path
+    if not found:
+        raise DataError(f"folder '{folder}' holds no pair; read are <name>_ct.nii.gz with <name>_xray.nii.gz (or .nii)")
     return found
 
 

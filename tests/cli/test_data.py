@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hpcstab.cli.app import app
+from hpcstab.data.folders import look_into
 from hpcstab.data.sources import SOURCES
 from hpcstab.errors import DataError
 from tests.data.stand_ins import fetched, pin, swae3d_files
@@ -81,16 +82,34 @@ def test_without_fetched_data_nothing_is_created_or_queued(tmp_path: Path) -> No
     assert (plan[0], plan[1].count("data.source=real")) == (0, 9)
 
 
-def test_a_folder_without_images_is_refused_before_anything_is_created(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("model", "holds_nothing"),
+    [
+        ("vae2d", "holds no image"),
+        ("wavessm", "holds no image"),
+        ("liquidreg", "/imagesTr' cannot be read"),
+        ("xray2ctpa", "holds no pair"),
+    ],
+)
+def test_a_folder_with_nothing_to_read_is_refused_before_anything_is_created(
+    tmp_path: Path, model: str, holds_nothing: str
+) -> None:
     root, folder = tmp_path / "runs", tmp_path / "mine"
     mine = ("--scale", "tiny", "--set", "data.source=folder", "--set", f"data.folder={folder}", "--root", str(root))
-    for message in ("cannot be read: No such file", "holds no image"):
-        for command in (["train", "vae2d@before"], ["submit", "vae2d", "--cluster", "local"]):
+    for message in ("cannot be read: No such file", holds_nothing):
+        for command in (["train", f"{model}@before"], ["submit", model, "--cluster", "local"]):
             with pytest.raises(DataError, match=message) as caught:
                 hpcstab(*command, *mine)
             assert caught.value.exit_code == 3
         folder.mkdir(exist_ok=True)
     assert not root.exists()
+
+
+def test_a_folder_of_empty_folders_holds_no_subject(tmp_path: Path) -> None:
+    for part in ("imagesTr", "labelsTr"):
+        (tmp_path / part).mkdir()
+    with pytest.raises(DataError, match="holds no subject; read are imagesTr/NAME"):
+        look_into(tmp_path, "subjects")
 
 
 def test_the_check_computes_with_one_thread_unless_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

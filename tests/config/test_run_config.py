@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from hpcstab.config import read_run_config
-from hpcstab.config.run_config import ADDED
+from hpcstab.config.run_config import ADDED, RENAMED
 from hpcstab.errors import ConfigError
 from hpcstab.execute import execute, read_config
 from hpcstab.rundir import RunDir, begin_attempt
@@ -24,6 +24,9 @@ def make_old(run: RunDir) -> RunDir:
             for part in sections:
                 section = section[part]
             del section[name]  # a key that is in no config any more fails here
+    for before, key in RENAMED.get(values["model"], {}).items():
+        assert before.rpartition(".")[0] == key.rpartition(".")[0] == "data"
+        values["data"][before.rpartition(".")[2]] = values["data"].pop(key.rpartition(".")[2])
     run.config_yaml.write_text(yaml.safe_dump(values, sort_keys=False))
     return run
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, Strict, field_validator, model_validator
 
-from hpcstab.config import DataConfig, LossesConfig, RunConfig, Section
+from hpcstab.config import FolderKind, LossesConfig, RunConfig, Section, SourcedDataConfig
 from hpcstab.config.section import KEEPS_NUMBERS
 
 
@@ -34,7 +34,7 @@ class Network(Section):
     grad_scaler: Literal["torch.cuda.amp", "dummy", "torch.amp"] = Field(json_schema_extra=KEEPS_NUMBERS)
 
 
-class Data(DataConfig):
+class Data(SourcedDataConfig):
     """Pairs of volumes, ``edge`` voxels a side; held out by pair.
 
     ``source``: ``synthetic`` draws labelled brains, one a pair; ``real``: each pair is one of the fetched ``brains``
@@ -44,18 +44,11 @@ class Data(DataConfig):
     each pair draws from half of it to all of it.
     """
 
-    source: Literal["synthetic", "real", "folder"]
+    folder_kind: ClassVar[FolderKind] = "subjects"
     brains: Annotated[tuple[Literal["mni152", "colin27"], ...], Strict(False)] = Field(min_length=1)
-    folder: str | None
     edge: int = Field(ge=16)
     normalize: Literal["none", "zscore", "minmax"]
     largest_velocity: float = Field(gt=0)
-
-    @model_validator(mode="after")
-    def _folder_is_named(self) -> Data:
-        if self.source == "folder" and self.folder is None:
-            raise ValueError("data.source folder needs data.folder: a path with imagesTr/ and labelsTr/")
-        return self
 
     def sources(self) -> tuple[str, ...]:
         from hpcstab.data.scanned_brains import BRAIN_PACKAGES

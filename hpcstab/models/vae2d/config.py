@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, Strict, model_validator
 
-from hpcstab.config import ImageDataConfig, LossesConfig, RunConfig, Section
+from hpcstab.config import FolderKind, LossesConfig, RunConfig, Section, SourcedDataConfig
 from hpcstab.config.section import KEEPS_NUMBERS
 
 NUM_ATTENTION_GROUPS = 8
@@ -47,7 +47,7 @@ class Network(Section):
         return self
 
 
-class Data(ImageDataConfig):
+class Data(SourcedDataConfig):
     """Square single-channel images of ``image_size`` pixels a side, in [0, 1].
 
     ``source``: ``synthetic`` chest films that are made here, ``num_samples`` of them; ``real`` slices of a head that
@@ -55,6 +55,7 @@ class Data(ImageDataConfig):
     folder are split in order, so that near-copies stay on one side: the last ones are held out.
     """
 
+    folder_kind: ClassVar[FolderKind] = "images"
     image_size: int = Field(ge=16)
 
     def sources(self) -> tuple[str, ...]:

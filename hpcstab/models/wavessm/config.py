@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, Strict, model_validator
 
-from hpcstab.config import ImageDataConfig, LossesConfig, RunConfig, Section
+from hpcstab.config import FolderKind, LossesConfig, RunConfig, Section, SourcedDataConfig
 
 Widths = Annotated[tuple[int, ...], Strict(False)]
 Ratio = Annotated[float, Field(gt=0, lt=1)]
@@ -44,7 +44,7 @@ class Network(Section):
         return self
 
 
-class Data(ImageDataConfig):
+class Data(SourcedDataConfig):
     """Pairs of an image and its corruption, ``image_size`` pixels a side; held out by image.
 
     ``source``: ``synthetic`` pictures drawn from the seed, ``num_samples`` of them split at ``train_split``; ``real``,
@@ -53,6 +53,7 @@ class Data(ImageDataConfig):
     and split at ``train_split``. ``coverage``: smallest and largest part of an image that is painted over.
     """
 
+    folder_kind: ClassVar[FolderKind] = "images"
     image_size: int = Field(ge=8)
     coverage: Annotated[tuple[Ratio, Ratio], Strict(False)]
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, Strict, model_validator
 
-from hpcstab.config import DataConfig, LossesConfig, RunConfig, Section
+from hpcstab.config import FolderKind, LossesConfig, RunConfig, Section, SourcedDataConfig
 from hpcstab.config.common import OptimizerConfig
 
 SMALLEST_GRID = 4
@@ -74,19 +74,18 @@ class Network(Section):
         return self
 
 
-class Data(DataConfig):
+class Data(SourcedDataConfig):
     """Cubes of chest CT with an X-ray each, cut into ``patches_per_axis`` ** 3 patches.
 
     ``source``: ``synthetic`` thoraxes; ``real``: one fetched CT to train on, two more held out; ``folder``: pairs
-    ``<name>_ct.nii.gz`` and ``<name>_xray.nii.gz`` (or .nii) of the folder ``path``. ``volume_size``: edge of the cube
+    ``<name>_ct.nii.gz`` and ``<name>_xray.nii.gz`` (or .nii) of the ``folder``. ``volume_size``: edge of the cube
     in voxels; ``xray_size``: of the X-ray in pixels. ``constant``: what becomes of a patch of one value: as it is, in
     HU (``raw``), 0.5 everywhere (``half``), or left out and counted (``drop``). ``num_constant``: so many of the
     synthetic training volumes are air alone. ``num_samples`` and ``train_split`` count volumes; of real data,
     ``num_samples`` is that of the seeded poses of the training scan.
     """
 
-    source: Literal["synthetic", "real", "folder"]
-    path: str | None
+    folder_kind: ClassVar[FolderKind] = "pairs"
     volume_size: int = Field(ge=8)
     patches_per_axis: int = Field(ge=1)
     xray_size: int = Field(ge=8)
@@ -108,8 +107,6 @@ class Data(DataConfig):
                 f"data.volume_size {self.volume_size} cannot be cut into data.patches_per_axis {self.patches_per_axis}"
                 " equal parts"
             )
-        if (self.source == "folder") != (self.path is not None):
-            raise ValueError(f"data.path belongs to data.source folder; source is {self.source}, path {self.path}")
         return self
 
 

@@ -203,7 +203,7 @@ def real_chests(data: Data, seed: int) -> Chests:
 
 def folder_chests(data: Data) -> Chests:
     """The pairs of a user's folder in the order of their names, the last ones held out; cubes as large as each CT."""
-    found = read_pairs(Path(data.path or ""))
+    found = read_pairs(Path(data.folder or ""))
     chests = []
     for pair in found.pairs:
         edge_mm = max(n * step for n, step in zip(pair.ct.voxels.shape, pair.ct.spacing_mm, strict=True))

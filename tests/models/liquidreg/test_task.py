@@ -125,7 +125,7 @@ def test_samples_are_rows_of_five_panels() -> None:
     [
         ("losses.lncc_window=4", "must be odd"),
         ("losses.lncc_window=99", "too wide for data.edge 20"),
-        ("data.source=folder", "needs data.folder"),
+        ("data.source=folder", "name the folder of your subjects, data.folder=PATH"),
         ("data.normalize=whiten", "'none', 'zscore' or 'minmax'"),
     ],
 )

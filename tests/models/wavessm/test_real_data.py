@@ -122,7 +122,7 @@ def test_bad_images_of_a_folder_are_left_out_named_and_counted(tmp_path: Path) -
         "non_finite": 1,
     }
     data = make_config("before", "tiny", "data.source=folder", f"data.folder={tmp_path}").data
-    assert data.image_folders() == (str(tmp_path),)
+    assert data.folders() == {str(tmp_path): "images"}
     facts = task.data_facts()
     assert (facts["num_left_out"], facts["unused_keys"]) == (4, "data.num_samples")
 

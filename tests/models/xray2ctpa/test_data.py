@@ -121,7 +121,7 @@ def test_a_folder_as_data(tmp_path: Path) -> None:
     for number in range(3):
         write_pair(tmp_path, f"p{number}", number)
     write_pair(tmp_path, "alone", film=False)
-    task = Task(make_config("cured", "tiny", "data.source=folder", f"data.path={tmp_path}"), 0)
+    task = Task(make_config("cured", "tiny", "data.source=folder", f"data.folder={tmp_path}"), 0)
     assert list(task.dataset("validation").ids) == ["p2"]
     (finding,) = task.check_data()
     assert (finding.kind, finding.count) == ("unreadable", 1)
@@ -134,7 +134,7 @@ def test_a_folder_as_data(tmp_path: Path) -> None:
     [
         (["data.volume_size=33"], "cannot be cut into data.patches_per_axis 2"),
         (["data.volume_size=24"], "make it a multiple of 16"),
-        (["data.source=folder"], "data.path belongs to data.source folder"),
+        (["data.source=folder"], "name the folder of your pairs, data.folder=PATH"),
         (["network.zero_terminal_snr=true"], "needs network.prediction v"),
         (["network.sampler=ddpm"], "ddpm takes all 20 steps"),
         (["losses.weights.adversarial=0.1"], "belong together"),
