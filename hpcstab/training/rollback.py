@@ -73,7 +73,7 @@ def go_back_for(trainer: Trainer, told: Mapping[str, Any], began_at: int) -> Non
     ladder = trainer.guarding.ladder
     before = ladder.state_dict()
     _go_back(trainer, told, latest=began_at)
-    ladder.went_back_for_guard(before, trainer.update)
+    ladder.load_state_dict(before)
     trainer.guarding.guards.restart()
     _keep(trainer)
 

@@ -277,6 +277,15 @@ def test_long_health_gives_rungs_back_one_by_one() -> None:
     assert ladder.climb(Verdict.BACKOFF, 559) == Verdict.BACKOFF, "one of two was given back"
 
 
+def test_what_is_trained_again_after_a_rollback_gives_nothing_back() -> None:
+    """It did: a run went back to step 0 from update 436 for ever, since the way there gave the rollback back."""
+    ladder = Ladder(0.5, max_backoffs=0, max_rollbacks=2, recover_after=100)
+    assert ladder.climb(Verdict.BACKOFF, 436) == Verdict.ROLLBACK
+    assert [ladder.used("rollback", update) for update in (0, 200, 436, 635, 636)] == [1, 1, 1, 1, 0]
+    rungs = [ladder.climb(Verdict.BACKOFF, 436) for _ in range(2)]
+    assert rungs == [Verdict.ROLLBACK, Verdict.HALT]
+
+
 def test_a_rung_charged_for_a_fault_is_given_back_too() -> None:
     ladder = Ladder(0.5, max_backoffs=1, max_rollbacks=1, recover_after=100)
     assert [ladder.climb_for_fault(step, step) for step in (7, 106, 107)] == [

@@ -22,9 +22,10 @@ class Ladder:
         lr_factor: the learning rate is multiplied by it at each back-off, and at each rollback that a guard asked for
             (the same steps with the same learning rate would come to the same end).
         max_backoffs, max_rollbacks: so often at a time.
-        recover_after: after so many applied updates without a verdict the last rung is given back, over as many more:
-            the learning rate rises evenly (its logarithm), and at the end of it the budget is there again; then the
-            rung before it. 0 gives none back.
+        recover_after: so many applied updates beyond the last verdict, and the last rung is given back over as many
+            more: the logarithm of the learning rate rises evenly, and at the end of it the budget is there again; then
+            the rung before it. What is trained again after a rollback is no ground gained: a rung that it gave back
+            would be used at the same place again, for ever. 0 gives none back.
 
     Attributes:
         num_backoffs, num_rollbacks: so often since the run began.
@@ -34,7 +35,7 @@ class Ladder:
         self._factor = lr_factor
         self._recover_after = recover_after
         self._rungs: list[Rung] = []
-        self._since = 0  # the update from which on health counts
+        self._since = 0  # the update of the last verdict
         self._faults: list[tuple[int, int]] = []  # (step, update) of faults of the state
         self.max_backoffs = max_backoffs
         self.max_rollbacks = max_rollbacks
@@ -91,11 +92,6 @@ class Ladder:
         """A checkpoint was loaded after a fault; of the state ``before`` stays what faults have used."""
         self._faults = [(step, at) for step, at in before["faults"]]
         self.num_rollbacks = before["num_rollbacks"]
-
-    def went_back_for_guard(self, before: Mapping[str, Any], update: int) -> None:
-        """A checkpoint at ``update`` was loaded after a verdict; the ladder stays where it was ``before``."""
-        self.load_state_dict(before)
-        self._since = update
 
     def _num_recovered(self, update: int) -> float:
         """How many rungs are given back before the update with this index; parts of one, too."""
