@@ -16,7 +16,7 @@ VerdictName = Literal["continue", "backoff", "rollback", "halt"]
 
 
 class StreakConfig(Section):
-    """``max_skips`` refused steps in a row ask for a back-off."""
+    """``max_skips`` refused steps in a row ask for a back-off; all for their norm alone, and norms are judged anew."""
 
     max_skips: int = Field(ge=1)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -78,20 +78,18 @@ def show_to_guards(trainer: Trainer, pending: Pending, signals: Signals, outcome
     if trainer.guarding is None:
         return
     guards, found = trainer.guarding.guards, []
+    since = trainer.runner.objective.unchanged_since(pending.step)
+    seen = Update(trainer.update, pending.step, since, signals.figures["loss"], signals.figures["grad_norm"])
     if outcome == "applied":
         readings = trainer.ranks.of_first(pending.readings.read()) if pending.readings is not None else {}
-        figures = signals.figures
-        since = trainer.runner.objective.unchanged_since(pending.step)
-        found = guards.applied(
-            Update(trainer.update, pending.step, since, figures["loss"], figures["grad_norm"], readings)
-        )
+        found = guards.applied(replace(seen, readings=readings))
         _tell_recovery(trainer, pending.step)
         stalled = trainer.guarding.stalled
         if stalled is not None and pending.norms is not None:
             still = stalled.probed(pending.norms.read())
             found += [still] if still else []
     elif outcome == "skipped":
-        found = guards.skipped(pending.step, trainer.update)
+        found = guards.skipped(seen)
     for finding in found:
         trainer.records.events.write(
             "guard_warning", pending.step, trainer.update, **_told(finding), verdict=finding.verdict.name.lower()

@@ -91,11 +91,46 @@ def test_a_threshold_changes_only_at_its_refreshments() -> None:
     assert changes == [index for index in range(5 + DELAY, 40) if (index - DELAY) % 5 == 0]
 
 
+def guards_with_norms() -> Guards:
+    guards = Guards(StreakGuard(3), spike_guard(), spike_guard(), {})
+    feed(guards, [1.0] * 20)
+    return guards
+
+
+def refused(step: int, index: int, loss: float = math.nan, grad_norm: float = math.nan) -> Update:
+    return Update(index, step, 0, loss, grad_norm)
+
+
+def test_norms_that_stay_large_are_a_state_and_no_bad_batch() -> None:
+    """As on real fields: three batches in a row with ten times the norm and the same loss, whatever the batch."""
+    guards = guards_with_norms()
+    assert max(guards.thresholds(20)) < 100.0
+    streak = [guards.skipped(refused(20 + number, 20, loss=1.1, grad_norm=100.0)) for number in range(3)]
+    assert streak[:2] == [[], []]
+    (finding,) = streak[2]
+    assert (finding.verdict, finding.data) == (
+        Verdict.CONTINUE,
+        {"num_skips": 3, "began_at": 20, "accepted": "grad_norm"},
+    )
+    assert guards.due(10**6) is None
+    loss, norm = guards.thresholds(20)
+    assert (loss < 100.0, norm) == (True, math.inf), "norms are judged anew, losses as before"
+    assert guards.streak.began_at is None
+
+
+@pytest.mark.parametrize("other", [(math.nan, math.nan), (1.0, math.inf), (99.0, 100.0), (1.1, 1.0)])
+def test_one_step_among_them_that_was_refused_for_more_is_trouble(other: tuple[float, float]) -> None:
+    guards = guards_with_norms()
+    figures = [(1.1, 100.0), other, (1.1, 100.0)]
+    found = [guards.skipped(refused(20 + number, 20, *each)) for number, each in enumerate(figures)]
+    assert found[2][0].verdict == Verdict.BACKOFF
+
+
 def test_refused_steps_in_a_row() -> None:
     guards = make_guards()
-    assert not guards.skipped(10, 4)
-    assert not guards.skipped(11, 4)
-    (finding,) = guards.skipped(12, 4)
+    assert not guards.skipped(refused(10, 4))
+    assert not guards.skipped(refused(11, 4))
+    (finding,) = guards.skipped(refused(12, 4))
     assert (finding.verdict, finding.data) == (Verdict.BACKOFF, {"num_skips": 3, "began_at": 10})
     assert guards.due(4) == finding
     assert guards.due(3) is None
@@ -119,7 +154,7 @@ def test_the_largest_verdict_counts() -> None:
     guards = make_guards()
     feed(guards, [1.0] * 8)
     for step in range(8, 11):
-        guards.skipped(step, 8 + DELAY)
+        guards.skipped(refused(step, 8 + DELAY))
     due = guards.due(8 + DELAY)
     assert due is not None
     assert due.verdict == Verdict.HALT

@@ -197,6 +197,23 @@ def test_rare_trouble_does_not_add_up_to_an_end(tmp_path: Path, recover_after: i
     assert {(event["data"]["used"], event["data"]["lr_factor"]) for event in backoffs} == {(1, 0.5)}
 
 
+def steep(*steps: int) -> Loss:
+    """The loss as it is, with gradients that are a thousand times as large."""
+    return lambda step, loss: loss.detach() + 1000.0 * (loss - loss.detach()) if step in steps else loss
+
+
+def test_gradients_that_stay_large_are_trained_on(tmp_path: Path) -> None:
+    """They were answered by back-offs, rollbacks and a halt, though each batch was sound."""
+    config = guarded(trainer={"max_steps": 30}, stability={"guards": guards(norm_spike=SPIKE)})
+    run, trainer, state = trained(tmp_path, ToyTask(config, steep(*range(9, 25))), config)
+    assert state == "completed"
+    assert [event["step"] for event in events(run, "step_refused")] == [9, 10, 11]
+    (warning,) = events(run, "guard_warning")
+    assert (warning["data"]["verdict"], warning["data"]["accepted"]) == ("continue", "grad_norm")
+    assert not events(run, "backoff", "rollback")
+    assert trainer.update == 27
+
+
 class TooFast(Faulty):
     """Some steps are NaN while the learning rate is above ``limit``: what a back-off can cure."""
 
@@ -229,11 +246,16 @@ def recovering(config: Config) -> ToyTask:
     return TooFast(config, 0.003, 3, 4, 13, 14)
 
 
+def steepening(config: Config) -> ToyTask:
+    return ToyTask(config, steep(8, 9, 10, 11, 16))
+
+
 PHASE = {"weights": {"mse": 1.0, "size": 1.0}, "phases": {"size": {"start": {"steps": 8}, "ramp": {"steps": 0}}}}
 SCENARIOS: dict[str, tuple[Callable[[Config], ToyTask], dict[str, Any], list[str]]] = {
     "spikes": (spiking, {}, ["backoff"]),
     "phases": (switched, {}, []),
     "failures": (failing, {"streak": {"max_skips": 2}, "ladder": {"max_backoffs": 1}}, ["backoff", "rollback"]),
+    "norms": (steepening, {"norm_spike": SPIKE}, []),
     "recoveries": (
         recovering,
         {"streak": {"max_skips": 2}, "ladder": {"max_backoffs": 1, "recover_after": 2}},

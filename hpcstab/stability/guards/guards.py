@@ -8,6 +8,7 @@ a run that left a batch out equals one that never saw it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -30,7 +31,7 @@ class Verdict(IntEnum):
 
 @dataclass(frozen=True)
 class Update:
-    """An applied update as the guards see it.
+    """An update as the guards see it, applied or refused.
 
     ``since``: the step from which on the objective is that of ``step``; figures from before it are of another one.
     ``readings`` are those of a health check (see :mod:`hpcstab.stability.guards.health`), empty in all other steps.
@@ -67,7 +68,12 @@ class Guard(Protocol):
 
 
 class StreakGuard:
-    """Refused steps in a row: one bad batch is left out and forgotten, many are not the batches' fault."""
+    """Refused steps in a row: one bad batch is left out and forgotten, many are not the batches' fault.
+
+    Where all of them were refused for their gradient norm alone, with a loss like those before, the weights stand where
+    gradients are large and the batches are sound: refusing more would hold the training there, and a lower learning
+    rate has nothing to cure. Then norms are judged anew.
+    """
 
     name = "streak"
 
@@ -75,28 +81,38 @@ class StreakGuard:
         self._max_skips = max_skips
         self.num_skips = 0
         self.began_at: int | None = None
+        self._all_for_norm = True
 
-    def skipped(self, step: int) -> Finding | None:
+    def skipped(self, step: int, *, for_norm: bool = False) -> Finding | None:
         """A step was left out; every ``max_skips`` in a row are a finding. ``began_at`` is the first of them all."""
         self.num_skips += 1
         self.began_at = step if self.began_at is None else self.began_at
+        self._all_for_norm &= for_norm
         if self.num_skips < self._max_skips:
             return None
-        return Finding(self.name, Verdict.BACKOFF, {"num_skips": self.num_skips, "began_at": self.began_at})
+        data = {"num_skips": self.num_skips, "began_at": self.began_at}
+        if not self._all_for_norm:
+            return Finding(self.name, Verdict.BACKOFF, data)
+        self._forget()
+        return Finding(self.name, Verdict.CONTINUE, data | {"accepted": "grad_norm"})
 
     def see(self, update: Update) -> Finding | None:
-        self.num_skips, self.began_at = 0, None
+        self._forget()
         return None
+
+    def _forget(self) -> None:
+        self.num_skips, self.began_at, self._all_for_norm = 0, None, True
 
     def restart(self) -> None:
         """The count begins anew; where the trouble began is remembered until an update is applied."""
         self.num_skips = 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"num_skips": self.num_skips, "began_at": self.began_at}
+        return {"num_skips": self.num_skips, "began_at": self.began_at, "all_for_norm": self._all_for_norm}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.num_skips, self.began_at = state["num_skips"], state["began_at"]
+        self._all_for_norm = state["all_for_norm"]
 
 
 class Guards:
@@ -139,11 +155,15 @@ class Guards:
         self._wait(found, update.index + 1 + DELAY)
         return found
 
-    def skipped(self, step: int, index: int) -> list[Finding]:
-        """A step was left out, before the update ``index``: nothing is in flight then, so its verdict counts now."""
-        finding = self.streak.skipped(step)
+    def skipped(self, step: Update) -> list[Finding]:
+        """A step was left out, before the update ``step.index``: nothing is in flight, so its verdict counts now."""
+        largest_loss, largest_norm = self.thresholds(step.index, step.since)
+        for_norm = step.loss <= largest_loss and largest_norm < step.grad_norm < math.inf
+        finding = self.streak.skipped(step.step, for_norm=for_norm)
+        if finding and finding.verdict == Verdict.CONTINUE and self._norm:
+            self._norm.restart()
         found = [finding] if finding else []
-        self._wait(found, index)
+        self._wait(found, step.index)
         return found
 
     def due(self, index: int) -> Finding | None:
