@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hpcstab.config import load_experiment
 from hpcstab.execute import replay
 from hpcstab.judgement import judge
 from hpcstab.metrics import read_events, read_history
@@ -59,6 +60,15 @@ def test_the_guard_is_finite_and_its_correlations_are_impossible(train_run: Make
     assert (judgement.finite.answer, judgement.unmasked.answer) == ("yes", "no")
     assert judgement.counts["masked"] > 0
     assert not judgement.stable
+
+
+def test_rounding_is_no_impossible_correlation() -> None:
+    """On real brains `after` was counted as failed for a correlation of 1.0000002."""
+    volume = torch.randn(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    largest = float(guarded_lncc(volume, 1.7 * volume, 9).values.abs().max())
+    (condition,) = load_experiment("liquidreg").file.failure
+    assert condition.above is not None
+    assert 1.0 < largest < condition.above < 1.01
 
 
 def test_centring_alone_is_the_cure(train_run: MakeRun) -> None:
