@@ -182,7 +182,7 @@ def _scale_y(axes: Axes) -> None:
 def _draw_baselines(axes: Axes, section: Section) -> None:
     """One line a baseline at the median over seeds: each seed has its own held-out data."""
     styles: dict[str, Any] = {"floor": (0, (2, 2)), "reference": (0, (7, 2, 1.5, 2))}
-    drawn = []
+    drawn: dict[tuple[str, float], str] = {}
     for note, runs in section.by_data():
         for role, style in styles.items():
             scores: dict[str, list[float]] = {}
@@ -194,8 +194,8 @@ def _draw_baselines(axes: Axes, section: Section) -> None:
                 height = median(values)
                 axes.axhline(height, color=FAINT, linewidth=1.1, linestyle=style, zorder=1)
                 text = f"{role}: {name.replace('_', ' ')}{note} {height:.{section.decimals}f}"
-                drawn.append((height, figure_text(text, 80)))
-    _write_heights(axes, sorted(drawn))
+                drawn.setdefault((name, height), figure_text(text, 80))
+    _write_heights(axes, sorted((height, text) for (_, height), text in drawn.items()))
 
 
 def _write_heights(axes: Axes, drawn: list[tuple[float, str]]) -> None:

@@ -46,12 +46,7 @@ def variant_table(section: Section) -> Table:
         "stable",
     )
     rows = [_variant_row(group, section) for group in section.groups]
-    floors = [
-        _baseline_row(name, role, note, runs, section)
-        for note, runs in section.by_data()
-        for role in ("floor", "reference")
-        for name in dict.fromkeys(name for run in runs for name in baselines(run, role))
-    ]
+    floors = _baseline_rows(section)
     labels = [group.label for group in section.groups]
     return Table(columns, tuple(rows + floors), (*labels, *("" for _ in floors)))
 
@@ -210,6 +205,17 @@ def _count_text(group: Group, column: str) -> str:
     skipped = sum(int((frame["outcome"] == "skipped").sum()) for frame in counted)
     # steps that were skipped and came again after a rollback have no such row any more
     return str(max(skipped, sum(run.count(what) for run in group.runs for what in _REFUSED)))
+
+
+def _baseline_rows(section: Section) -> list[tuple[str, ...]]:
+    """The baselines by the data of the runs; where other data give the same scores, they stand there once."""
+    rows: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for note, runs in section.by_data():
+        for role in ("floor", "reference"):
+            for name in dict.fromkeys(name for run in runs for name in baselines(run, role)):
+                row = _baseline_row(name, role, note, runs, section)
+                rows.setdefault((role, name, *row[1:]), row)
+    return list(rows.values())
 
 
 def _baseline_row(name: str, role: str, note: str, runs: Sequence[LoadedRun], section: Section) -> tuple[str, ...]:

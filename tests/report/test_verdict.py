@@ -109,6 +109,22 @@ def test_notes_name_declared_flaws_and_edited_records(tmp_path: Path) -> None:
     assert "different states of the code" in notes and "claims were edited" in notes
 
 
+def test_baselines_that_are_the_same_on_other_data_stand_there_once(tmp_path: Path) -> None:
+    """A page had twelve rows of baselines, since variants differ in what they train on and not in what is held out."""
+    runs = [make_run(tmp_path, "before+repeated"), make_run(tmp_path, "before")]
+    labels = [row[0] for row in variant_table(section_of(runs)).rows if ":" in row[0]]
+    assert len(labels) == len(set(labels)) > 0
+    assert not [label for label in labels if "on the data of" in label]
+    task = read_json(runs[1].path / "task.json")
+    assert task is not None
+    next(b for b in task["baselines"]["validation"] if b["role"] == "floor")["scores"]["psnr"] += 1.0
+    write_json(runs[1].path / "task.json", task)
+    labels = [row[0] for row in variant_table(section_of(runs)).rows if ":" in row[0]]
+    assert [label for label in labels if "on the data of" in label] == [
+        "floor: mean predictor on the data of before+repeated"
+    ]
+
+
 def test_many_variants_keep_the_sentence_short(tmp_path: Path) -> None:
     variants = ["before", "before+clip", "before+lower_lr", "before+batchnorm", "after"]
     runs = [make_run(tmp_path, variant, fails_at=8 if "+" in variant[:12] else None) for variant in variants]
