@@ -13,7 +13,7 @@ from hpcstab.report.sections import Group, Section, newest
 from hpcstab.report.words import NOTHING, printable
 
 Answer = Literal["held", "refuted", "not testable"]
-_OTHER_DATA = {"data.source", "data.folder"}
+_OTHER_DATA = {"data.source", "data.folder", "data.brains", "data.fields"}
 """Settings that say which data a variant is trained on and leave it the variant that a claim is about."""
 
 

@@ -70,7 +70,7 @@ class Section:
 
     ``horizon`` is the smallest of the declared horizon and the planned steps of the runs, of the latter alone where a
     rerun begins behind the declared one; ``known`` are all runs that
-    were loaded, by id: a parent can stand in another section.
+    were loaded, by id: a parent can stand in another section. ``part`` counts the sections of a model and scale from 1.
     """
 
     model: str
@@ -79,6 +79,7 @@ class Section:
     horizon: int
     groups: tuple[Group, ...]
     known: Mapping[str, LoadedRun] = field(default_factory=dict)
+    part: int = 1
 
     @property
     def runs(self) -> list[LoadedRun]:
@@ -90,8 +91,8 @@ class Section:
 
     @property
     def name(self) -> str:
-        """For file names: ``swae3d_quick``."""
-        return f"{self.model}_{self.scale}"
+        """For file names, one on a page: ``swae3d_quick``, ``swae3d_quick_2``."""
+        return f"{self.model}_{self.scale}" + (f"_{self.part}" if self.part > 1 else "")
 
     @property
     def title(self) -> str:
@@ -151,7 +152,12 @@ def make_sections(runs: Sequence[LoadedRun]) -> list[Section]:
     for run in runs:
         by_key.setdefault(_section_key(run), []).append(run)
     known = {run.run_id: run for run in runs}
-    return [_section(members, known) for _, members in sorted(by_key.items(), key=lambda item: item[0])]
+    sections: list[Section] = []
+    for _, members in sorted(by_key.items(), key=lambda item: item[0]):
+        section = _section(members, known)
+        before = [each for each in sections if (each.model, each.scale) == (section.model, section.scale)]
+        sections.append(replace(section, part=1 + len(before)))
+    return sections
 
 
 def declared_digest(identity: Mapping[str, Any]) -> str:

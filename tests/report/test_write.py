@@ -13,7 +13,7 @@ import pytest
 from hpcstab.errors import RunError
 from hpcstab.report import Report, write_report
 from hpcstab.report.words import NOTHING
-from hpcstab.rundir import RunDir
+from hpcstab.rundir import RunDir, read_json, write_json
 from tests.report.synthetic import campaign_of, edit_identity, make_run
 
 HOSTILE = '<script>alert(1)</script> "quoted" | [link](http://evil.example) $\\frac{1}{0}$ \x1b[31m_é'
@@ -149,6 +149,20 @@ def test_scales_are_never_mixed(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / "runs", "before", scale=scale, fails_at=8) for scale in ("quick", "tiny")]
     report = write_report(runs, tmp_path / "out")
     assert len(report.verdict) == 2 and report.columns[:3] == ("model", "scale", "variant")
+
+
+def test_two_comparisons_of_one_model_have_pictures_of_their_own(tmp_path: Path) -> None:
+    """Runs that were declared otherwise are two comparisons; the second one's pictures stood in both."""
+    runs = [make_run(tmp_path / "runs", "before", fails_at=8), make_run(tmp_path / "runs", "before")]
+    identity = read_json(runs[1].run_json)
+    assert identity is not None
+    write_json(runs[1].run_json, identity | {"failure": [{"column": "loss", "above": 100.0}]})
+    report = write_report(runs, tmp_path / "out")
+    assert len(report.verdict) == 2
+    names = [path.name for path in (tmp_path / "out" / "figures").glob("*_finite.png")]
+    assert sorted(names) == ["swae3d_quick_2_finite.png", "swae3d_quick_finite.png"]
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert all(page.count(f"(figures/{name})") == 1 for name in names)
 
 
 def test_runs_without_a_single_row_still_make_a_report(tmp_path: Path) -> None:
