@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from hpcstab.config import (
     FailureCondition,
     RunConfig,
+    completed,
     config_class_of,
     load_object,
     read_run_config,
@@ -134,7 +135,9 @@ def replay(folder: Path, device: str | None = None, model: str | None = None) ->
     chosen = device or ("cuda" if capsule.facts["device"] == "cuda" and torch.cuda.is_available() else "cpu")
     with threads_of(capsule.facts):  # a task may compute before it is there: fit a first stage, draw its data
         try:
-            config = validate_section(config_class_of(reference, origin), capsule.facts["config"], origin)
+            config = validate_section(
+                config_class_of(reference, origin), completed(reference, capsule.facts["config"]), origin
+            )
             task = load_task(reference, config, capsule.facts["seed"], origin)
         except ConfigError as error:
             if model is not None:

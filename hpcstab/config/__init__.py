@@ -14,7 +14,7 @@ from hpcstab.config.external import load_object
 from hpcstab.config.load import config_class_of, load_experiment, model_names
 from hpcstab.config.locate import NAME, find_yaml, yaml_names
 from hpcstab.config.resolve import ResolvedRun, parse_overrides, resolve, signature
-from hpcstab.config.run_config import read_run_config
+from hpcstab.config.run_config import completed, read_run_config
 from hpcstab.config.section import Section, leaf_keys, nearest, validate_section
 from hpcstab.config.variants import Variant, distinct_variants, parse_variant, variant_names
 from hpcstab.config.yaml_file import parse_yaml_value, read_yaml_mapping
@@ -37,6 +37,7 @@ __all__ = [
     "SourcedDataConfig",
     "Variant",
     "branch",
+    "completed",
     "config_class_of",
     "differences",
     "distinct_variants",

@@ -1,4 +1,4 @@
-"""The config.yaml of a run folder, which may be older than this code.
+"""The config of a run folder or a capsule, which may be older than this code.
 
 A run that is queued again after an update, or replayed a year later, lacks the keys that are new since. It is completed
 with what its version did. A base gets no such help: it states every value.
@@ -6,6 +6,7 @@ with what its version did. A base gets no such help: it states every value.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,18 @@ ADDED: Mapping[str | None, Mapping[str, Any]] = {
 def read_run_config(path: Path) -> dict[str, Any]:
     """The values of a run's config.yaml, ``model`` among them, with the keys that its version did not have."""
     values = read_yaml_mapping(path)
-    for before, key in RENAMED.get(str(values.get("model")), {}).items():
+    return completed(str(values.get("model")), values)
+
+
+def completed(model: str, recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """A config of ``model`` as it was recorded, with the keys that its version did not have."""
+    values: dict[str, Any] = copy.deepcopy(dict(recorded))
+    for before, key in RENAMED.get(model, {}).items():
         section, name = _place(values, before)
         if section is not None and name in section:
             _set(values, key, section.pop(name))
-    for model in (None, values.get("model")):
-        for key, value in ADDED.get(model, {}).items():
-            _set(values, key, value)
+    for key, value in {**ADDED[None], **ADDED.get(model, {})}.items():
+        _set(values, key, value)
     return values
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import yaml
 
+from hpcstab.checkpoint import read_checkpoint, write_checkpoint
 from hpcstab.config import read_run_config
 from hpcstab.config.run_config import ADDED, RENAMED
 from hpcstab.errors import ConfigError
-from hpcstab.execute import execute, read_config
+from hpcstab.execute import execute, read_config, replay
 from hpcstab.rundir import RunDir, begin_attempt
 from tests.conftest import MakeRun
 from tests.rerun.conftest import plan
@@ -17,18 +20,32 @@ from tests.rerun.conftest import plan
 def make_old(run: RunDir) -> RunDir:
     """Take from the run's config.yaml what versions before did not write."""
     values = yaml.safe_load(run.config_yaml.read_text())
-    for model in (None, values["model"]):
-        for key in ADDED.get(model, {}):
+    run.config_yaml.write_text(yaml.safe_dump(as_before(values["model"], values), sort_keys=False))
+    return run
+
+
+def as_before(model: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Where the section is there a key that no config has any more fails here."""
+    for added in (ADDED[None], ADDED.get(model, {})):
+        for key in added:
             *sections, name = key.split(".")
-            section = values
+            section: Any = values
             for part in sections:
-                section = section[part]
-            del section[name]  # a key that is in no config any more fails here
-    for before, key in RENAMED.get(values["model"], {}).items():
+                section = section[part] if isinstance(section, dict) else section
+            if isinstance(section, dict):
+                del section[name]
+    for before, key in RENAMED.get(model, {}).items():
         assert before.rpartition(".")[0] == key.rpartition(".")[0] == "data"
         values["data"][before.rpartition(".")[2]] = values["data"].pop(key.rpartition(".")[2])
-    run.config_yaml.write_text(yaml.safe_dump(values, sort_keys=False))
-    return run
+    return values
+
+
+def test_a_capsule_of_an_earlier_version_replays(train_run: MakeRun) -> None:
+    (folder,) = train_run("xray2ctpa", "before").capsules.iterdir()
+    state, facts = read_checkpoint(folder)
+    write_checkpoint(folder, state, {**facts, "config": as_before("xray2ctpa", facts["config"])})
+    assert "samples_averaged" not in read_checkpoint(folder)[1]["config"]["network"]
+    assert replay(folder).replay.same is True
 
 
 @pytest.mark.parametrize("model", [model or "swae3d" for model in ADDED])
