@@ -298,6 +298,21 @@ def test_used_budgets_are_part_of_the_state() -> None:
     assert again.climb_for_fault(8, 21) == Verdict.HALT
 
 
+def test_states_of_earlier_versions_are_read() -> None:
+    """A hardened run that is queued again after an update has checkpoints of them."""
+    ladder = Ladder(0.5, max_backoffs=2, max_rollbacks=3, recover_after=0)
+    ladder.load_state_dict({"lr_factor": 0.125, "num_backoffs": 2, "num_rollbacks": 2, "fault_steps": [7]})
+    assert (ladder.lr_factor(50), ladder.used("backoff", 50), ladder.used("rollback", 50)) == (0.125, 2, 2)
+    assert ladder.was_found_at(7)
+    assert [ladder.climb(Verdict.BACKOFF, 50) for _ in range(2)] == [Verdict.ROLLBACK, Verdict.HALT]
+    guards = guards_with_norms()
+    state = guards.state_dict()
+    state["streak"] = {"num_skips": 2, "began_at": 18}
+    guards.load_state_dict(state)
+    (finding,) = guards.skipped(refused(20, 20, loss=1.1, grad_norm=100.0))
+    assert finding.verdict == Verdict.BACKOFF, "nobody knows what the first two were refused for"
+
+
 def test_long_health_gives_rungs_back_one_by_one() -> None:
     ladder = Ladder(0.5, max_backoffs=2, max_rollbacks=1, recover_after=100)
     assert [ladder.climb(Verdict.BACKOFF, update) for update in (10, 60)] == [Verdict.BACKOFF] * 2

@@ -112,7 +112,7 @@ class StreakGuard:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.num_skips, self.began_at = state["num_skips"], state["began_at"]
-        self._all_for_norm = state["all_for_norm"]
+        self._all_for_norm = state.get("all_for_norm", not state["num_skips"])  # versions before did not ask
 
 
 class Guards:

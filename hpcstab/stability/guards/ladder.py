@@ -7,6 +7,7 @@ is known before the step is given to the device, however late the host reads.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -114,6 +115,20 @@ class Ladder:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """A state of this version, or of those before, which gave no rung back."""
+        if "rungs" not in state:
+            state = self._of_before(state)
         self._rungs, self._since = list(state["rungs"]), state["since"]
         self._faults = [(step, at) for step, at in state["faults"]]
         self.num_backoffs, self.num_rollbacks = state["num_backoffs"], state["num_rollbacks"]
+
+    def _of_before(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        num_rungs = round(math.log(state["lr_factor"]) / math.log(self._factor))
+        num_backoffs = state["num_backoffs"]
+        return {
+            "rungs": ["backoff"] * num_backoffs + ["rollback"] * (num_rungs - num_backoffs),
+            "since": 0,
+            "faults": [[step, 0] for step in state["fault_steps"]],
+            "num_backoffs": num_backoffs,
+            "num_rollbacks": state["num_rollbacks"],
+        }
