@@ -77,11 +77,16 @@ def _open(seen: Evidence, attempt: Mapping[str, Any], now: float) -> Answer:
     if seen.alive is None and silence:
         return Answer("unknown", "status.json", last, f"runs on {attempt.get('node')}, {silence}")
     if status.get("state") in TRAINER_ENDS:  # not over before its process is: what it still has to write can fail
-        return Answer("running", "status.json", last, f"{status['state']}, writes its last files")
+        return Answer("running", "status.json", last, writes_its_last_files(status))
     detail = "cancel requested" if asked else silence
     if heartbeat is None:
         return Answer("running", "process", now, "cancel requested" if asked else starts(now - last))
     return Answer("running", "status.json", last, detail)
+
+
+def writes_its_last_files(status: Mapping[str, Any]) -> str:
+    """The training is over, its attempt is not."""
+    return f"{status['state']}, writes its last files"
 
 
 def starts(since_s: float) -> str:

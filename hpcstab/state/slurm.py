@@ -1,6 +1,6 @@
 """What a run on Slurm is doing: Slurm's last answer about its job, and what was written about its attempts.
 
-The trainer's end stands. Else Slurm decides whether the run goes on. A job about which it cannot be asked has neither
+The trainer's end stands, once its attempt is on record as ended. Else Slurm decides whether the run goes on. A job about which it cannot be asked has neither
 ended nor failed; one that is missing where it would have to be named is in no queue.
 """
 
@@ -21,10 +21,11 @@ from hpcstab.state.evidence import (
     number,
     was_cancelled,
 )
-from hpcstab.state.local import ended_attempt, starts
+from hpcstab.state.local import ended_attempt, starts, writes_its_last_files
 
 SETTLED_S = 120.0
 """So long after its beginning no submission is under way any more: sbatch, left alone, gives up before that."""
+_AT_WORK = ("RUNNING", "COMPLETING")
 _QUEUED = frozenset(
     {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 )
@@ -51,9 +52,11 @@ def answer_on_slurm(seen: Evidence, answers: Answers | None, now: float) -> Answ
     scheduled = answers.of(seen.ledger, seen.job) if answers is not None else None
     if not seen.run.path.is_dir():
         return Answer("lost", "folder", now, "its folder was removed")
-    if status and status.get("state") in TRAINER_ENDS and is_of(status, attempt) and not seen.alive:
-        error = status.get("error")
-        return Answer(status["state"], "status.json", number(status.get("time")) or now, first_line(error))
+    if status and status.get("state") in TRAINER_ENDS and is_of(status, attempt):
+        time = number(status.get("time")) or now
+        if _still_writes(seen, scheduled, now - time):
+            return Answer("running", "status.json", time, writes_its_last_files(status))
+        return Answer(status["state"], "status.json", time, first_line(status.get("error")))
     is_queued = scheduled is not None and scheduled.answer.state in _QUEUED
     if attempt is not None and attempt.get("reason") == "failed" and not is_queued:
         return Answer("failed", "attempt", number(attempt.get("end")) or now)
@@ -68,6 +71,17 @@ def answer_on_slurm(seen: Evidence, answers: Answers | None, now: float) -> Answ
     if scheduled.has_ended:
         return _ended(seen, scheduled)
     return _running(seen, scheduled, now)
+
+
+def _still_writes(seen: Evidence, scheduled: Scheduled | None, silent_s: float) -> bool:
+    """Whether a trainer that has named its end may still be about to record that of its attempt."""
+    if seen.attempt is None or seen.attempt.get("end") is not None:
+        return False
+    if seen.alive is not None:
+        return seen.alive
+    # it is on another host: only Slurm, or a long silence, tells that its process was killed in between
+    is_over = scheduled is not None and scheduled.answer.state not in _AT_WORK and not _is_older(scheduled, seen)
+    return silent_s <= SILENT_S and not is_over
 
 
 def _is_older(scheduled: Scheduled, seen: Evidence) -> bool:
@@ -94,7 +108,7 @@ def _queued(seen: Evidence, scheduled: Scheduled) -> Answer:
 
 def _running(seen: Evidence, scheduled: Scheduled, now: float) -> Answer:
     answer, attempt = scheduled.answer, seen.attempt
-    is_news = answer.state not in ("RUNNING", "COMPLETING") and not _is_older(scheduled, seen)
+    is_news = answer.state not in _AT_WORK and not _is_older(scheduled, seen)
     detail = f"Slurm says {answer.state}" if is_news else None
     status = seen.status if seen.status and is_of(seen.status, attempt) else {}
     heartbeat = number(status.get("time"))

@@ -252,6 +252,43 @@ def test_states(
     assert (state.state, state.detail or None) == (expected[0], expected[1] or None)
 
 
+@pytest.mark.parametrize(
+    ("slurm_says", "asked_s_ago", "silent_s", "attempt_ended", "expected"),
+    [
+        ("RUNNING", 0, 1, False, ("running", "completed, writes its last files")),
+        ("COMPLETING", 0, 1, False, ("running", "completed, writes its last files")),
+        (None, 0, 1, False, ("running", "completed, writes its last files")),
+        ("PENDING", 20, 1, False, ("running", "completed, writes its last files")),
+        ("RUNNING", 0, 1, True, ("completed", None)),
+        ("COMPLETED", 0, 1, False, ("completed", None)),
+        ("NODE_FAIL", 0, 1, False, ("completed", None)),
+        ("PENDING", 0, 1, False, ("completed", None)),
+        ("RUNNING", 0, 90, False, ("completed", None)),
+    ],
+)
+def test_a_run_is_over_once_its_attempt_is_on_record(
+    tmp_path: Path,
+    slurm_says: str | None,
+    asked_s_ago: float,
+    silent_s: float,
+    attempt_ended: bool,
+    expected: tuple[str, str | None],
+) -> None:
+    """Or, where its process was killed between the two records, once Slurm or a long silence says so."""
+    run = RunDir(tmp_path / "swae3d/before/20260101_000000_s0_00000000")
+    run.path.mkdir(parents=True)
+    ledger = slurm_ledger(tmp_path, [run.run_id], ["5_0"])
+    now = time.time()
+    begin_attempt(run, {"node": "n1", "job_id": "5_0", "start": now - 10 - silent_s})
+    write_json(run.status_json, {"state": "completed", "step": 3, "time": now - silent_s, "attempt": 1})
+    if attempt_ended:
+        end_attempt(run, 1, "completed", 3)
+    answer = JobAnswer("5_0", CAMPAIGN, slurm_says or "", None, None, "n1", "squeue")
+    said = {"5_0": Scheduled(answer, now - asked_s_ago)} if slurm_says else {}
+    state = run_state(run, ledger, ledger.jobs[0], Answers(now, None, said))
+    assert (state.state, state.detail) == expected
+
+
 OUR_QUEUE = {"cluster": "lab", "uid": 7}
 
 
