@@ -70,7 +70,7 @@ def _identity(
     parent: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     file = experiment.file
-    compare = {**file.compare.model_dump(mode="json"), "horizon_steps": resolved.horizon_steps}
+    compare = {**file.compare.model_dump(mode="json", exclude_defaults=True), "horizon_steps": resolved.horizon_steps}
     return {
         "schema_version": SCHEMA_VERSION,
         "run_id": run.run_id,

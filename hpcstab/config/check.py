@@ -17,6 +17,7 @@ def check_experiment(experiment: Experiment) -> None:
     _check_scales(experiment, origin)
     _check_fixes(experiment, origin)
     _check_claims(experiment, origin)
+    _check_compare(experiment, origin)
 
 
 def _check_fixes(experiment: Experiment, origin: str) -> None:
@@ -71,3 +72,13 @@ def _check_claims(experiment: Experiment, origin: str) -> None:
         for expression in (claim.variant, claim.below_variant):
             if expression is not None:
                 parse_variant(experiment, expression)
+
+
+def _check_compare(experiment: Experiment, origin: str) -> None:
+    keys = list(experiment.file.base["data"])
+    for key in experiment.file.compare.training_only:
+        if key not in keys:
+            raise ConfigError(
+                f"{origin}: compare.training_only: data has no key '{key}'{nearest(key, keys) or '.'} It has:"
+                f" {', '.join(keys)}"
+            )

@@ -35,12 +35,14 @@ class Compare(Section):
 
     ``margin`` is in the unit of ``primary``. ``hierarchy``: a finite run beats one that failed; of two
     failed the later failure wins; of two finite the better primary metric, beyond the margin.
+    ``training_only``: keys of ``data`` that leave the held-out samples as they are.
     """
 
     horizon_steps: int = Field(ge=1)
     primary: str
     margin: float = Field(ge=0)
     hierarchy: Annotated[tuple[Literal["finite", "later_failure", "better_primary"], ...], Strict(False)]
+    training_only: Names = ()
 
 
 class FailureCondition(Section):

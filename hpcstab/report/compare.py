@@ -154,7 +154,7 @@ _LEVELS = {"finite": _finite, "later_failure": _later_failure, "better_primary":
 
 def _both_scored(first: Outcome, second: Outcome) -> bool:
     """Both reached the horizon with a score on the same data: scores on other data are no contest."""
-    if first.run.data_key != second.run.data_key:
+    if first.run.held_out_key != second.run.held_out_key:
         return False
     return first.stayed_finite and second.stayed_finite and first.final is not None and second.final is not None
 

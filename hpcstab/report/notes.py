@@ -80,7 +80,8 @@ def _fairness_notes(section: Section) -> list[str]:
     weights = [d.key for d in differences if d.key.startswith("losses.")]
     if weights:
         notes.append(f"The losses are different quantities, as the variants differ in {', '.join(weights)}")
-    data = [d.key for d in differences if d.key.startswith("data.") and d.key.removeprefix("data.") not in DATA_UPKEEP]
+    same = {*DATA_UPKEEP, *section.compare.training_only}
+    data = [d.key for d in differences if d.key.startswith("data.") and d.key.removeprefix("data.") not in same]
     if data:
         notes.append(f"The variants differ in {', '.join(data)}: their figures are not measured on the same data")
     return notes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,11 +114,19 @@ class LoadedRun:
 
     @property
     def data_key(self) -> str:
-        """Equal for runs whose figures are measured on the same data, given the same seed; empty where unknown."""
+        """Equal for runs on the same data, given the same seed: their baselines are the same. Empty where unknown."""
+        return self._data_without(DATA_UPKEEP)
+
+    @property
+    def held_out_key(self) -> str:
+        """Equal for runs whose figures are measured on the same data, whatever they were trained on."""
+        return self._data_without((*DATA_UPKEEP, *self.compare.training_only))
+
+    def _data_without(self, left_out: Sequence[str]) -> str:
         data = self.config.get("data")
         if not data:
             return ""
-        return json.dumps({key: data[key] for key in sorted(data) if key not in DATA_UPKEEP}, default=str)
+        return json.dumps({key: data[key] for key in sorted(data) if key not in left_out}, default=str)
 
     @property
     def steps(self) -> int:

@@ -1,7 +1,8 @@
 """What a run on Slurm is doing: Slurm's last answer about its job, and what was written about its attempts.
 
-The trainer's end stands, once its attempt is on record as ended. Else Slurm decides whether the run goes on. A job about which it cannot be asked has neither
-ended nor failed; one that is missing where it would have to be named is in no queue.
+The trainer's end stands, once its attempt is on record as ended. Else Slurm decides whether the run goes on. A job
+about which it cannot be asked has neither ended nor failed; one that is missing where it would have to be named is in
+no queue.
 """
 
 from __future__ import annotations

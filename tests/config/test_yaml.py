@@ -78,6 +78,10 @@ def test_files_that_are_no_experiment(tmp_path: Path, text: str, message: str) -
         (lambda v: v["claims"][0].update(variant="nosuch"), "unknown variant 'nosuch'"),
         (lambda v: v["claims"][0].update(scales=["huge"]), "unknown scale 'huge'"),
         (lambda v: v["claims"][0].update(below_variant="before"), "exactly one of the two"),
+        (
+            lambda v: v["compare"].update(training_only=["function"]),
+            "data has no key 'function', did you mean 'functions'",
+        ),
         (lambda v: v.update(failure=[{"column": "loss"}]), "'above', 'below' or both"),
         (lambda v: v.update(model="nosuch"), "no model 'nosuch'"),
         (lambda v: v.update(model="nosuch.module:Task"), "cannot be imported"),

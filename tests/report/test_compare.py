@@ -9,9 +9,10 @@ import pytest
 
 from hpcstab.report.compare import Pairing, compare_pairs, failure_rate_bound, sign_test, smallest_p
 from hpcstab.report.load import load_runs
+from hpcstab.report.notes import certainty_notes
 from hpcstab.report.sections import Section, make_sections
 from hpcstab.rundir import RunDir
-from tests.report.synthetic import make_run
+from tests.report.synthetic import edit_identity, make_run
 
 
 def section_of(runs: list[RunDir]) -> Section:
@@ -90,6 +91,18 @@ def test_scores_on_other_data_are_no_contest(tmp_path: Path) -> None:
     flawed = section_of([make_run(tmp_path, "before", gain=1.0), make_run(tmp_path, "before+repeated", gain=5.0)])
     (pairing,) = compare_pairs(flawed)
     assert pairing.undecided == 1 and not pairing.differences
+
+
+def test_scores_of_runs_that_were_trained_on_other_data_are_one(tmp_path: Path) -> None:
+    """What is left out of the training alone, as constant patches of xray2ctpa, leaves the held-out data the same."""
+    runs = [make_run(tmp_path, "before", gain=1.0), make_run(tmp_path, "before+repeated", gain=5.0)]
+    for run in runs:
+        edit_identity(run, compare={**run.identity()["compare"], "training_only": ["functions"]})
+    section = section_of(runs)
+    (pairing,) = compare_pairs(section)
+    assert pairing.levels == {"better_primary": 1} and pairing.differences == {0: pytest.approx(4.0)}
+    assert "not measured on the same data" not in str(certainty_notes(section, [pairing]))
+    assert len(section.by_data()) == 2, "a baseline can depend on the training data"
 
 
 def test_cured_is_compared_with_after_too(tmp_path: Path) -> None:
