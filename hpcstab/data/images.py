@@ -112,12 +112,14 @@ def decode_image(content: bytes, suffix: str) -> Pixels:
     """
     if suffix.lower() == ".npy":
         return _from_npy(content)
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(content)) as image:
             image.load()
             mode, pixels = image.mode, np.asarray(image)
+    except UnidentifiedImageError:  # Pillow's own words are about an object in memory
+        raise UnusableImageError("unreadable", "no image of a known format") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UnusableImageError("unreadable", str(error)[:80]) from None
     if pixels.dtype != np.uint8:

@@ -135,7 +135,7 @@ def _read(
     if image.voxels.min() == image.voxels.max():
         raise _UnusableError("constant", f"{image.voxels.min():g} everywhere")
     try:
-        check_same_grid(image, regions, ("its image", "its labels"))
+        check_same_grid(image, regions, ("its image", "its map of labels"))
         if first is not None:
             check_same_grid(first.image, image, (first.name, "it"))
     except DataError as error:

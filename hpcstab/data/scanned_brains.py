@@ -97,7 +97,7 @@ def _mni152() -> tuple[Scan, Scan]:
 
 def _colin27(tissue: bool) -> tuple[Scan, Scan]:
     image, regions = _read("colin27", "ch2bet.nii.gz"), _read("colin27", "aal.nii.gz")
-    check_same_grid(image, regions, ("Colin27", "its AAL labels"))
+    check_same_grid(image, regions, ("Colin27", "its map of AAL labels"))
     return image, Scan(tissue_of(image.voxels), image.affine) if tissue else regions
 
 

@@ -57,6 +57,7 @@ def test_every_kind_of_bad_image_is_named_counted_and_left_out(tmp_path: Path) -
     assert "1 of 16 images are constant, left out: constant.png (7 everywhere)" in messages
     assert "channels.png ((8, 8, 3) instead of (8, 8))" in messages
     assert "nan.npy (8 values are NaN or infinite)" in messages
+    assert "corrupt.jpg (no image of a known format)" in messages and " at 0x" not in messages
     assert read.facts["num_left_out"] == 11
     train, validation = read.splits["train"], read.splits["validation"]
     assert train.ids == ["good_0.png", "good_1.png", "good_2.png"]

@@ -113,7 +113,7 @@ def of_another_scheme(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "kind", "what"),
     [
-        (bad_grid, "grid", r"x \(its labels has 11 x 14 x 10 voxels, its image has 12 x 14 x 10"),
+        (bad_grid, "grid", r"x \(its map of labels has 11 x 14 x 10 voxels, its image has 12 x 14 x 10"),
         (
             bad_spacing,
             "grid",

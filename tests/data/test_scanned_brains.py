@@ -103,5 +103,5 @@ def test_labels_on_another_grid_are_refused(monkeypatch: pytest.MonkeyPatch, tmp
     members = {**source.members, path: sha256_of(content)}
     monkeypatch.setitem(SOURCES, "mricron-data", replace(source, members=members))
     (tmp_path / source.folder / "aal.nii.gz").write_bytes(content)
-    with pytest.raises(DataError, match="its AAL labels has 5 x 5 x 5 voxels, Colin27 has 33 x 39 x 32"):
+    with pytest.raises(DataError, match="its map of AAL labels has 5 x 5 x 5 voxels, Colin27 has 33 x 39 x 32"):
         scanned_brain("colin27", edge=16)
