@@ -16,7 +16,7 @@ from hpcstab.config import RunConfig
 from hpcstab.stability.batchnorm.running_statistics import RunningStatistics
 from hpcstab.stability.gate.gate import Gate
 from hpcstab.task import Task
-from hpcstab.training.batchnorm import BatchNormCare
+from hpcstab.training.batchnorm_care import BatchNormCare
 from hpcstab.training.build import CPU, build_gate, build_network
 from hpcstab.training.guarding import Guarding, build_guarding
 from hpcstab.training.optimizers import Optimizers, build_optimizers

@@ -18,7 +18,7 @@ from hpcstab.stability.gate.loss_scale import LossScale
 from hpcstab.stability.gate.ranks import agreement
 from hpcstab.task import Task
 from hpcstab.training.batches import TrainingBatches
-from hpcstab.training.batchnorm import BatchNormCare
+from hpcstab.training.batchnorm_care import BatchNormCare
 from hpcstab.training.cadence import build_cadence
 from hpcstab.training.check_task import check_task
 from hpcstab.training.failure import FailureWatch
@@ -28,7 +28,7 @@ from hpcstab.training.optimizers import Optimizers, build_optimizers
 from hpcstab.training.precision import pick_device, set_tf32
 from hpcstab.training.ranks import Ranks, check_shares, join_ranks
 from hpcstab.training.records import Records
-from hpcstab.training.saving import Saver
+from hpcstab.training.saver import Saver
 from hpcstab.training.step import StepRunner
 from hpcstab.training.tensorboard import TensorBoard
 from hpcstab.training.trainer import Trainer

@@ -8,107 +8,103 @@ Under fp16 a gradient that overflows is first tried again with half the loss sca
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 from hpcstab.stability.finite import nonfinite_names
 from hpcstab.stability.gate.retrial import Retrial
+from hpcstab.training.bad_terms import ramp_bad_terms_again
 from hpcstab.training.batchnorm import check_statistics_now
 from hpcstab.training.capsules import keep_failing_step
 from hpcstab.training.ends import StateFault
+from hpcstab.training.reading import judge_row, take_in
 from hpcstab.training.recording import record, record_held, record_refusal
-from hpcstab.training.terms import ramp_bad_terms_again
-
-if TYPE_CHECKING:
-    from hpcstab.training.step import Pending, Signals
-    from hpcstab.training.trainer import Trainer
+from hpcstab.training.step import Pending, Signals
+from hpcstab.training.training import Training
 
 
-def recover(trainer: Trainer, pending: Pending, signals: Signals) -> None:
+def recover(training: Training, pending: Pending, signals: Signals) -> None:
     """Bring the training past ``pending``, which the device has refused and latched.
 
     Raises:
         StateFault: the state itself is not finite.
         Diverged: the run has used up its budget of non-finite steps.
     """
-    held = list(trainer.in_flight)
-    trainer.in_flight.clear()
-    trainer.items.go_back(1 + len(held))
-    trainer.step = pending.step
-    gate = trainer.runner.gate
+    held = list(training.in_flight)
+    training.in_flight.clear()
+    training.items.go_back(1 + len(held))
+    training.step = pending.step
+    gate = training.runner.gate
     gate.release(pending.step, armed=True)
     reason = signals.reason
-    only_overflows = keep_failing_step(trainer, pending, signals, reason)
+    only_overflows = keep_failing_step(training, pending, signals, reason)
     if gate.mode != "closed":
         gate.armed = False
-        _run_once(trainer)
+        _run_once(training)
         gate.armed = only_overflows  # then the first bad step is still to come
         return
-    check_statistics_now(trainer, "refusal")
-    sick = trainer.ranks.any_of(nonfinite_names(trainer.runner.state_tensors().items()))
+    check_statistics_now(training, "refusal")
+    sick = training.ranks.any_of(nonfinite_names(training.runner.state_tensors().items()))
     if not sick:
-        _run_until_decided(trainer, pending, signals, reason)
+        _run_until_decided(training, pending, signals, reason)
     else:
-        record(trainer, pending, signals, "held")
-    record_held(trainer, held)
+        record(training, pending, signals, "held")
+    record_held(training, held)
     if sick:
         reason = f"before step {pending.step} {len(sick)} tensors of the state were non-finite, first {sick[0]}"
-        trainer.records.events.write("state_nonfinite", pending.step, trainer.update, reason=reason, names=sick[:20])
-        trainer.records.nonfinite(pending.step, what="state")
+        training.records.events.write("state_nonfinite", pending.step, training.update, reason=reason, names=sick[:20])
+        training.records.nonfinite(pending.step, what="state")
         raise StateFault(pending.step, reason)
 
 
-def _run_once(trainer: Trainer) -> None:
+def _run_once(training: Training) -> None:
     """Run the step again, with the gate as it now is, and read it at once."""
     started = time.perf_counter()
-    pending = trainer.launch(next(trainer.items), started)
-    trainer.step += 1
+    pending = training.launch(next(training.items), started)
+    training.step += 1
     pending.seconds = time.perf_counter() - started
-    trainer.in_flight.append(pending)
-    trainer.settle()
+    take_in(training, pending, training.read(pending))
 
 
-def _run_until_decided(trainer: Trainer, pending: Pending, signals: Signals, reason: str) -> None:
+def _run_until_decided(training: Training, pending: Pending, signals: Signals, reason: str) -> None:
     """Run the step again until it is applied, or until it is clear that it cannot be."""
-    gate, events = trainer.runner.gate, trainer.records.events
+    gate, events = training.runner.gate, training.records.events
     retrial = Retrial(gate.loss_scale)
     while signals.bad:
         verdict = retrial.verdict(reason)
         if verdict == "skipped":
-            _leave_out(trainer, pending, signals, reason)
+            _leave_out(training, pending, signals, reason)
             return
-        record(trainer, pending, signals, verdict)
+        record(training, pending, signals, verdict)
         if verdict == "rescaled" and gate.loss_scale is not None:
-            events.write("rescaled", pending.step, trainer.update, loss_scale=float(gate.loss_scale.value))
+            events.write("rescaled", pending.step, training.update, loss_scale=float(gate.loss_scale.value))
         else:
-            trainer.records.nonfinite(pending.step, what="step", reason=reason)
-        pending = trainer.launch(next(trainer.items), time.perf_counter())
-        signals = pending.read()
+            training.records.nonfinite(pending.step, what="step", reason=reason)
+        pending = training.launch(next(training.items), time.perf_counter())
+        signals = training.read(pending)
         if signals.bad:
             gate.release(pending.step, armed=True)
-            trainer.items.go_back(1)
-            reason = _reason_now(trainer, signals)
-    trainer.step = pending.step + 1
+            training.items.go_back(1)
+            reason = _reason_now(training, signals)
+    training.step = pending.step + 1
     if retrial.was_repeated:
-        events.write("not_reproduced", pending.step, trainer.update, reason=reason)
-    trainer.judge_row(record(trainer, pending, signals, "applied"))
-    trainer.look_behind(pending, signals)
+        events.write("not_reproduced", pending.step, training.update, reason=reason)
+    take_in(training, pending, signals)
 
 
-def _leave_out(trainer: Trainer, pending: Pending, signals: Signals, reason: str) -> None:
+def _leave_out(training: Training, pending: Pending, signals: Signals, reason: str) -> None:
     """Go on behind the batch, as if it had never come."""
     if reason != "spike":
-        ramp_bad_terms_again(trainer, pending)
-    next(trainer.items)
-    trainer.step = pending.step + 1
-    row = record(trainer, pending, signals, "skipped")
-    record_refusal(trainer, pending, signals, reason)
-    trainer.judge_row(row)
+        ramp_bad_terms_again(training, pending)
+    next(training.items)
+    training.step = pending.step + 1
+    row = record(training, pending, signals, "skipped")
+    record_refusal(training, pending, signals, reason)
+    judge_row(training, row)
 
 
-def _reason_now(trainer: Trainer, signals: Signals) -> str:
+def _reason_now(training: Training, signals: Signals) -> str:
     """The same from gradients that are still there: their norm can overflow while they are finite."""
     reason = signals.reason
     if reason != "nonfinite_gradient":
         return reason
-    gradients = ((name, p.grad) for name, p in trainer.network.named_parameters() if p.grad is not None)
+    gradients = ((name, p.grad) for name, p in training.network.named_parameters() if p.grad is not None)
     return reason if nonfinite_names(gradients) else "norm_overflow"

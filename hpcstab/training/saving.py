@@ -15,40 +15,20 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hpcstab.checkpoint import CheckpointStore
-from hpcstab.checkpoint.background import BackgroundWriter
-from hpcstab.checkpoint.snapshot import Snapshot
 from hpcstab.errors import CheckpointError
 from hpcstab.stability.finite import nonfinite_names
 from hpcstab.training.state import facts_of, state_of
-
-if TYPE_CHECKING:
-    from hpcstab.training.trainer import Trainer
+from hpcstab.training.training import Training
 
 LAST_PATIENCE_S = 600.0
 _MAX_NAMED = 20
 
 
-@dataclass
-class Saver:
-    """What saving needs from one save to the next.
-
-    Attributes:
-        position: (step, update) of the save that is or was last under way.
-        seconds: what the training waited for it: ``wait_s`` for the one before it, ``copy_s`` for the copy.
-    """
-
-    snapshot: Snapshot = field(default_factory=Snapshot)
-    writer: BackgroundWriter = field(default_factory=BackgroundWriter)
-    position: tuple[int, int] = (0, 0)
-    seconds: Mapping[str, float] = field(default_factory=dict)
-
-
-def save_state(trainer: Trainer, *, as_evidence: bool = False) -> None:
-    """Copy the state before the trainer's next step; rank 0 begins to write it as a checkpoint.
+def save_state(training: Training, *, as_evidence: bool = False) -> None:
+    """Copy the state before the next step; rank 0 begins to write it as a checkpoint.
 
     Args:
         as_evidence: of how a run ended, which is known; then no failure of the disk changes it.
@@ -57,29 +37,29 @@ def save_state(trainer: Trainer, *, as_evidence: bool = False) -> None:
         CheckpointError: the save before it failed and there is no healthy checkpoint, or the state cannot be saved.
     """
     started = time.perf_counter()
-    failed = finish_save(trainer)
+    failed = finish_save(training)
     if not as_evidence:
-        _require_healthy(trainer, failed)
-    trainer.saved_at = trainer.step
-    if not trainer.ranks.is_first:
+        _require_healthy(training, failed)
+    training.saved_at = training.step
+    if not training.ranks.is_first:
         return
     waited = time.perf_counter()
-    saver, facts = trainer.saver, facts_of(trainer)
-    copied = saver.snapshot.take({"state": state_of(trainer), "watched": trainer.runner.state_tensors()})
-    saver.position = trainer.step, trainer.update
+    saver, facts = training.saver, facts_of(training)
+    copied = saver.snapshot.take({"state": state_of(training), "watched": training.runner.state_tensors()})
+    saver.position = training.step, training.update
     saver.seconds = {"wait_s": waited - started, "copy_s": time.perf_counter() - waited}
-    store = CheckpointStore(trainer.run)
+    store = CheckpointStore(training.run)
     saver.writer.begin(lambda: _write(store, facts, copied))
 
 
-def finish_save(trainer: Trainer, may_try_on: Callable[[], bool] = lambda: False) -> str | None:
+def finish_save(training: Training, may_try_on: Callable[[], bool] = lambda: False) -> str | None:
     """Wait until no save is under way, on all ranks; why the last one failed, or None."""
-    failed = trainer.saver.writer.finish(may_try_on) if trainer.ranks.is_first else None
-    tell_saves(trainer)
-    return trainer.ranks.of_first(failed)
+    failed = training.saver.writer.finish(may_try_on) if training.ranks.is_first else None
+    tell_saves(training)
+    return training.ranks.of_first(failed)
 
 
-def finish_last_save(trainer: Trainer, state: str) -> None:
+def finish_last_save(training: Training, state: str) -> None:
     """Wait for the last save of an attempt that ends as ``state``.
 
     Raises:
@@ -88,33 +68,33 @@ def finish_last_save(trainer: Trainer, state: str) -> None:
     deadline = time.monotonic() + (LAST_PATIENCE_S if state == "completed" else 0.0)
 
     def may_try_on() -> bool:
-        tell_saves(trainer)
-        trainer.records.heartbeat()
-        return time.monotonic() < deadline and not trainer.stop_requested()
+        tell_saves(training)
+        training.records.heartbeat()
+        return time.monotonic() < deadline and not training.stop_requested()
 
-    failed = finish_save(trainer, may_try_on)
+    failed = finish_save(training, may_try_on)
     if failed and state == "completed":
         raise CheckpointError(f"the trained state could not be saved; resume the run to make it again: {failed}")
     if state == "stopped":
-        _require_healthy(trainer, failed)
+        _require_healthy(training, failed)
 
 
-def close_saver(trainer: Trainer) -> None:
+def close_saver(training: Training) -> None:
     """Let what is under way come to its end, however the attempt ended; that is the news, not an error in here."""
     with contextlib.suppress(Exception):
-        trainer.saver.writer.finish()
-        tell_saves(trainer)
+        training.saver.writer.finish()
+        tell_saves(training)
 
 
-def tell_saves(trainer: Trainer) -> None:
+def tell_saves(training: Training) -> None:
     """Write down what came of saves since the last call: every success, and of failures the first in a row."""
-    saver = trainer.saver
+    saver = training.saver
     for done in saver.writer.tries():
         if done.error is None:
             figures: dict[str, Any] = {**saver.seconds, "write_s": done.seconds, "tries": done.number}
-            trainer.records.events.write("checkpoint_saved", *saver.position, healthy=done.result, **figures)
+            training.records.events.write("checkpoint_saved", *saver.position, healthy=done.result, **figures)
         elif done.number == 1:
-            trainer.records.events.write("checkpoint_failed", *saver.position, reason=done.error)
+            training.records.events.write("checkpoint_failed", *saver.position, reason=done.error)
 
 
 def _write(store: CheckpointStore, facts: Mapping[str, Any], copied: Callable[[], dict[str, Any]]) -> bool:
@@ -126,6 +106,6 @@ def _write(store: CheckpointStore, facts: Mapping[str, Any], copied: Callable[[]
     return not sick
 
 
-def _require_healthy(trainer: Trainer, failed: str | None) -> None:
-    if failed and not trainer.ranks.of_first(CheckpointStore(trainer.run).has_healthy()):
+def _require_healthy(training: Training, failed: str | None) -> None:
+    if failed and not training.ranks.of_first(CheckpointStore(training.run).has_healthy()):
         raise CheckpointError(f"this run has no healthy checkpoint, and none could be written: {failed}")

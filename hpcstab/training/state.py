@@ -6,48 +6,48 @@ Random draws are keyed by seed, epoch and step, so that position is all there is
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import nn
 
 from hpcstab.checkpoint import CheckpointStore, Restored
 from hpcstab.errors import CheckpointError
+from hpcstab.stability.gate.gate import Gate
+from hpcstab.training.batchnorm_care import BatchNormCare
+from hpcstab.training.guarding import Guarding
+from hpcstab.training.optimizers import Optimizers
 from hpcstab.training.ranks import shares_of
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from hpcstab.stability.gate.gate import Gate
-    from hpcstab.training.batchnorm import BatchNormCare
-    from hpcstab.training.guarding import Guarding
-    from hpcstab.training.optimizers import Optimizers
-    from hpcstab.training.trainer import Trainer
+from hpcstab.training.training import Training
 
 _REMEMBERED = ("first_nonfinite_step", "first_failure_step", "best", "eval", "last")
 
 
-def state_of(trainer: Trainer) -> dict[str, Any]:
-    """The state before the trainer's next step, not copied."""
+def state_of(training: Training) -> dict[str, Any]:
+    """The state before the next step, not copied."""
     return {
-        **state_of_parts(trainer.network, trainer.optimizer, trainer.runner.gate, trainer.batchnorm, trainer.guarding),
-        "objective": trainer.runner.objective.state_dict(),
-        "step": trainer.step,
-        "update": trainer.update,
-        "nonfinite_streak": trainer.failure.streak,
-        "status": {name: trainer.records[name] for name in _REMEMBERED},
+        **state_of_parts(
+            training.network, training.optimizer, training.runner.gate, training.batchnorm, training.guarding
+        ),
+        "objective": training.runner.objective.state_dict(),
+        "step": training.step,
+        "update": training.update,
+        "nonfinite_streak": training.failure.streak,
+        "status": {name: training.records[name] for name in _REMEMBERED},
     }
 
 
-def facts_of(trainer: Trainer) -> dict[str, Any]:
+def facts_of(training: Training) -> dict[str, Any]:
     """What the manifest says of a state beside its health."""
-    evaluation = trainer.records.evaluation
+    evaluation = training.records.evaluation
     return {
-        "update": trainer.update,
-        "attempt": trainer.records.attempt,
-        "world_size": trainer.ranks.count,
-        "seed": trainer.seed,
-        "lr": trainer.config.optimizer.lr,
-        **shares_of(trainer.config, trainer.ranks.count),
-        "scheduled": trainer.step == 0 or trainer.cadence.saves_before(trainer.step),
-        "evaluation": evaluation if evaluation and evaluation["step"] == trainer.step else None,
+        "update": training.update,
+        "attempt": training.records.attempt,
+        "world_size": training.ranks.count,
+        "seed": training.seed,
+        "lr": training.config.optimizer.lr,
+        **shares_of(training.config, training.ranks.count),
+        "scheduled": training.step == 0 or training.cadence.saves_before(training.step),
+        "evaluation": evaluation if evaluation and evaluation["step"] == training.step else None,
     }
 
 
@@ -68,42 +68,42 @@ def state_of_parts(
     }
 
 
-def newest_checkpoint(trainer: Trainer, scheduled_until: int | None = None) -> Restored | None:
+def newest_checkpoint(training: Training, scheduled_until: int | None = None) -> Restored | None:
     """The newest sound checkpoint, once all ranks have read it; see :meth:`CheckpointStore.newest`.
 
     No save is under way then.
     """
     try:
-        return CheckpointStore(trainer.run).newest(trainer.device, scheduled_until=scheduled_until)
+        return CheckpointStore(training.run).newest(training.device, scheduled_until=scheduled_until)
     finally:
-        trainer.ranks.of_first(None)
+        training.ranks.of_first(None)
 
 
-def restore_state(trainer: Trainer) -> bool:
+def restore_state(training: Training) -> bool:
     """Put the newest sound checkpoint of the run back; False where there is none and the run begins.
 
     Raises:
         CheckpointError: there are checkpoints and none passes, or it does not fit the network.
     """
-    if trainer.ranks.is_first:
-        CheckpointStore(trainer.run).clean_up()
-    trainer.ranks.of_first(None)  # no rank reads before that
-    restored = newest_checkpoint(trainer)
+    if training.ranks.is_first:
+        CheckpointStore(training.run).clean_up()
+    training.ranks.of_first(None)  # no rank reads before that
+    restored = newest_checkpoint(training)
     if restored is None:
         return False
-    put_back(trainer, restored, _REMEMBERED)
+    put_back(training, restored, _REMEMBERED)
     for reason in restored.refused:
-        trainer.records.events.write("checkpoint_refused", trainer.step, trainer.update, reason=reason)
+        training.records.events.write("checkpoint_refused", training.step, training.update, reason=reason)
     if restored.manifest.get("begins_run"):
-        parent = trainer.run.identity()["parent"]
+        parent = training.run.identity()["parent"]
         told = {key: parent[key] for key in ("run_id", "checkpoint", "weights_only", "repaired", "fresh")}
-        trainer.records.events.write("branched", trainer.step, trainer.update, **told)
+        training.records.events.write("branched", training.step, training.update, **told)
     else:
-        trainer.records.events.write("resumed", trainer.step, trainer.update, checkpoint=restored.folder.name)
+        training.records.events.write("resumed", training.step, training.update, checkpoint=restored.folder.name)
     return True
 
 
-def put_back(trainer: Trainer, restored: Restored, remembered: tuple[str, ...]) -> None:
+def put_back(training: Training, restored: Restored, remembered: tuple[str, ...]) -> None:
     """Make the training what it was at a checkpoint; of its status only what is ``remembered``.
 
     Raises:
@@ -111,28 +111,28 @@ def put_back(trainer: Trainer, restored: Restored, remembered: tuple[str, ...]) 
     """
     state: Mapping[str, Any] = restored.state
     try:
-        trainer.network.load_state_dict(state["network"])
-        trainer.optimizer.load_state_dict(state["optimizer"])
-        buffers = dict(trainer.network.named_buffers())
+        training.network.load_state_dict(state["network"])
+        training.optimizer.load_state_dict(state["optimizer"])
+        buffers = dict(training.network.named_buffers())
         for name, buffer in state.get("buffers", {}).items():
             buffers[name].copy_(buffer)
     except (RuntimeError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{restored.folder}: does not fit this network or optimizer: {reason}") from None
-    gate = trainer.runner.gate
+    gate = training.runner.gate
     gate.armed = state["gate_armed"]
     if gate.ema:
         gate.ema.load_state_dict(state["ema"])
     if gate.loss_scale:
         gate.loss_scale.load_state_dict(state["loss_scale"])
-    trainer.runner.objective.load_state_dict(state["objective"])
-    trainer.batchnorm.load_state_dict(state["batchnorm"])
-    if trainer.guarding:
-        trainer.guarding.load_state_dict(state["guarding"])
-    trainer.step, trainer.update = state["step"], state["update"]
-    trainer.records.evaluation = restored.manifest.get("evaluation")
-    is_evaluated = trainer.records.evaluation is not None or not trainer.cadence.evaluates_before(trainer.step)
-    trainer.saved_at = trainer.step if is_evaluated else None  # else it is saved anew with its evaluation
-    trainer.failure.streak = state["nonfinite_streak"]
+    training.runner.objective.load_state_dict(state["objective"])
+    training.batchnorm.load_state_dict(state["batchnorm"])
+    if training.guarding:
+        training.guarding.load_state_dict(state["guarding"])
+    training.step, training.update = state["step"], state["update"]
+    training.records.evaluation = restored.manifest.get("evaluation")
+    is_evaluated = training.records.evaluation is not None or not training.cadence.evaluates_before(training.step)
+    training.saved_at = training.step if is_evaluated else None  # else it is saved anew with its evaluation
+    training.failure.streak = state["nonfinite_streak"]
     status = {name: state["status"][name] for name in remembered}
-    trainer.records.status(step=trainer.step, update=trainer.update, **status)
+    training.records.status(step=training.step, update=training.update, **status)

@@ -1,11 +1,10 @@
-"""Each loss term on its own: its share of the gradient, whether it went bad, and what is done about one that did."""
+"""Each loss term on its own: its share of the gradient, and whether it went bad."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,10 +12,6 @@ from torch.nn.utils import get_total_norm
 
 from hpcstab.stability.deferred import Deferred
 from hpcstab.stability.gate.gate import Gate
-
-if TYPE_CHECKING:
-    from hpcstab.training.step import Pending
-    from hpcstab.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -62,45 +57,6 @@ def bad_terms(
         elif not all(bool(each.isfinite().all()) for each in _gradients(value, weights[term], gate, parameters)):
             found[term] = "gradient"
     return found
-
-
-def note_nonfinite_terms(trainer: Trainer, row: Mapping[str, Any]) -> None:
-    """An event for each term that is not finite for the first time; its value came with the other signals."""
-    objective = trainer.runner.objective
-    for term, weight in objective.weights(row["step"]).items():
-        value = row[f"loss_{term}"]
-        if not math.isfinite(value) and term not in objective.nonfinite:
-            objective.nonfinite.add(term)
-            trainer.records.events.write(
-                "term_nonfinite", row["step"], trainer.update, term=term, value=value, weight=weight
-            )
-
-
-def ramp_bad_terms_again(trainer: Trainer, pending: Pending) -> None:
-    """A step is left out: where some of its terms went bad and others did not, those come back slowly.
-
-    Where all went bad, the batch or the network did, and no weight is to blame. It takes effect from the next step.
-    """
-    objective, step = trainer.runner.objective, pending.step
-    if not objective.ramps_again:
-        return
-    weights = objective.weights(step)
-    found = trainer.runner.bad_terms(pending.item)
-    bad = {term: what for each in reversed(trainer.ranks.of_all(found)) for term, what in each.items()}
-    if len(bad) == sum(weight != 0.0 for weight in weights.values()):
-        return
-    objective.ramp_again(bad, step + 1)
-    for term, what in bad.items():
-        trainer.records.events.write(
-            "term_ramped_again",
-            step,
-            trainer.update,
-            term=term,
-            nonfinite=what,
-            weight_before=weights[term],
-            weight_next=objective.weight(term, step + 1),
-            ramp_steps=objective.ramp_steps,
-        )
 
 
 def _gradients(value: Tensor, weight: float, gate: Gate, parameters: Sequence[Tensor]) -> list[Tensor]:

@@ -8,43 +8,25 @@ A run that becomes non-finite ends as ``diverged``, which is a result and not a 
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-from torch import nn
-
-from hpcstab.config import RunConfig
 from hpcstab.judgement import judge
-from hpcstab.rundir import RunDir
-from hpcstab.stability.gate.gate import LAG
-from hpcstab.stability.gate.held import HeldBatches
-from hpcstab.task import Task
-from hpcstab.training.batches import StepBatch, TrainingBatches
-from hpcstab.training.batchnorm import BatchNormCare, check_statistics_now, finish_repairs, read_statistics
-from hpcstab.training.cadence import Cadence
+from hpcstab.training.batchnorm import check_statistics_now, finish_repairs
 from hpcstab.training.context import TrainingContext
 from hpcstab.training.ends import Diverged, Halted, NothingValid, StateFault, Stopped
 from hpcstab.training.evaluating import check_state, evaluate_network
-from hpcstab.training.failure import FailureWatch
-from hpcstab.training.guarding import Guarding, answer_empty_evaluation, answer_verdict, verdict_is_due
-from hpcstab.training.optimizers import Optimizers, learning_rate
 from hpcstab.training.pictures import save_samples
 from hpcstab.training.precision import device_facts
-from hpcstab.training.ranks import Ranks, shares_of, what_joins_samples
-from hpcstab.training.recording import record, record_held, record_refusal, record_the_rest
-from hpcstab.training.records import Records
+from hpcstab.training.ranks import shares_of, what_joins_samples
+from hpcstab.training.reading import take_in
+from hpcstab.training.recording import record_held, record_the_rest
 from hpcstab.training.recovery import recover
 from hpcstab.training.rollback import go_back_after
-from hpcstab.training.saving import Saver, close_saver, finish_last_save, save_state, tell_saves
+from hpcstab.training.saving import close_saver, finish_last_save, save_state, tell_saves
 from hpcstab.training.state import restore_state
-from hpcstab.training.step import Pending, Signals, StepRunner
-from hpcstab.training.tensorboard import TensorBoard
-from hpcstab.training.terms import note_nonfinite_terms
-
-TrainerState = Literal["running", "completed", "diverged", "halted", "failed"]
+from hpcstab.training.training import Training
+from hpcstab.training.verdicts import answer_empty_evaluation, answer_verdict, verdict_is_due
 
 
 @dataclass(frozen=True)
@@ -56,41 +38,8 @@ class TrainingResult:
     reason: str
 
 
-@dataclass
-class Trainer:
-    """Built parts of one attempt (see :func:`hpcstab.training.build.build_trainer`) and its position.
-
-    Attributes:
-        step: the next batch position.
-        update: applied updates among the steps that were read.
-        saved_at: the position of the checkpoint that was last begun or put back, where it has its evaluation.
-        in_flight: steps that were given to the device and not read yet, oldest first.
-    """
-
-    task: Task
-    config: RunConfig
-    run: RunDir
-    seed: int
-    device: torch.device
-    network: nn.Module
-    optimizer: Optimizers
-    runner: StepRunner
-    batches: TrainingBatches
-    batchnorm: BatchNormCare
-    records: Records
-    failure: FailureWatch
-    cadence: Cadence
-    saver: Saver
-    tensorboard: TensorBoard
-    stop_requested: Callable[[], str | None]
-    ranks: Ranks
-    guarding: Guarding | None = None
-    lag: int = LAG
-    saved_at: int | None = None
-    _stop_is_read: bool = False
-    step: int = 0
-    update: int = 0
-    in_flight: deque[Pending] = field(default_factory=deque)
+class Trainer(Training):
+    """The loop over one training, from where it stands to its end."""
 
     def train(self) -> TrainingResult:
         """Train to the end, to divergence, or until a signal asks to stop; from a checkpoint where there is one.
@@ -174,53 +123,12 @@ class Trainer:
             answer_empty_evaluation(self, empty)
         return True
 
-    def start_batches(self) -> None:
-        """Read batches from the position ``step`` on."""
-        assert self.lag < self.runner.gate.buffers.size, "the gate's ring of buffers must reach back over the lag"
-        self.items = HeldBatches(self.batches.from_step(self.step), self.lag + 1)
-
-    def launch(self, item: StepBatch, started: float) -> Pending:
-        """Give a step to the device; the learning rate assumes that all steps before it are applied.
-
-        A closed gate runs a step again where that was wrong; loops with other gates count steps.
-        """
-        tick = self.update + len(self.in_flight) if self.runner.gate.mode == "closed" else item.step
-        lr = learning_rate(
-            tick, self.config.optimizer.lr, self.config.scheduler, self.cadence.warmup_steps, self.cadence.total_steps
-        )
-        if self.guarding is not None:
-            lr *= self.guarding.ladder.lr_factor(self.update + len(self.in_flight))
-            self.guarding.set_thresholds(self.runner.gate, tick, self.runner.objective.unchanged_since(item.step))
-        pending = self.runner.launch(
-            item,
-            lr,
-            probes=self.cadence.probes_at(item.step),
-            checks=self.cadence.checks_after(item.step),
-            checks_statistics=self.cadence.checks_statistics_after(item.step),
-            stop_asked=self.ranks.count > 1 and self.stop_requested() is not None,
-        )
-        pending.started = started
-        return pending
-
-    def settle(self) -> bool:
+    def _settle(self) -> bool:
         """Read all steps in flight; True where that moved the position, since one of them was refused."""
         before = self.step
         while self.in_flight:
             self._read_one()
         return self.step != before
-
-    def judge_row(self, row: dict[str, Any]) -> None:
-        """Record firsts of a row; end the run where it has diverged."""
-        note_nonfinite_terms(self, row)
-        verdict = self.failure.see(row, self.records)
-        if verdict:
-            raise Diverged(verdict)
-
-    def look_behind(self, pending: Pending, signals: Signals) -> None:
-        """What a recorded step says about the state that it left, where it was a step of a check."""
-        read_statistics(self, pending)
-        if not signals.state_finite:
-            check_state(self, after_step=pending.step)
 
     def _train_step(self) -> None:
         started = time.perf_counter()
@@ -237,22 +145,16 @@ class Trainer:
 
     def _read_one(self) -> None:
         pending = self.in_flight.popleft()
-        signals = pending.read()
-        self._stop_is_read |= signals.stop_asked
-        gate = self.runner.gate
-        if signals.refused and gate.armed:
+        signals = self.read(pending)
+        if signals.refused and self.runner.gate.armed:
             recover(self, pending, signals)
-            return
-        row = record(self, pending, signals, "skipped" if signals.refused else "applied")
-        if signals.refused:
-            record_refusal(self, pending, signals, signals.reason)
-        self.judge_row(row)
-        self.look_behind(pending, signals)
+        else:
+            take_in(self, pending, signals)
 
     def _settle_and_answer(self) -> bool:
         """Read all steps in flight and answer the verdicts; True where that moved the position."""
         before = self.step
-        self.settle()
+        self._settle()
         while verdict_is_due(self):
             answer_verdict(self)
         return self.step != before
@@ -270,7 +172,7 @@ class Trainer:
         """What asks all ranks to stop; several read it with the signals of a step, so that all stop before the same."""
         if self.ranks.count == 1:
             return self.stop_requested()
-        return (self.ranks.of_first(self.stop_requested()) or "another rank's signal") if self._stop_is_read else None
+        return (self.ranks.of_first(self.stop_requested()) or "another rank's signal") if self.stop_is_read else None
 
     def _is_boundary(self) -> bool:
         """Whether something comes before the next step that needs the state as it will stay."""
