@@ -47,7 +47,7 @@ test: $(READY)  ## all quick tests (at most 5 minutes)
 
 torture: $(READY)  ## hundreds of kills, hundreds of faults: the tables of reports/torture and reports/fault-matrix
 	$(VENV)/bin/python -m tests.torture.kill_training --out reports/torture/kill-training.md
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.torture.fault_matrix --out reports/local/fault-matrix
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.torture.fault_matrix --out reports/fault-matrix
 
 test-slow: $(READY)  ## tests that take minutes (at most 20 minutes)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m slow
