@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,12 @@ MODELS = model_names()
 """Tests iterate over the registry, so that a later model is covered without a new test."""
 
 MakeRun = Callable[..., RunDir]
+
+
+@functools.cache
+def experiment_of(model: str) -> Experiment:
+    """A model's YAML, read once: hundreds of tests begin with it."""
+    return load_experiment(model)
 
 
 def with_one_change(experiment: Experiment, fix: str) -> str:
@@ -50,7 +57,7 @@ def make_run(tmp_path: Path) -> MakeRun:
     def make(
         model: str = "swae3d", variant: str = "before", seed: int = 0, settings: list[str] | None = None
     ) -> RunDir:
-        experiment = load_experiment(model)
+        experiment = experiment_of(model)
         resolved = resolve(experiment, variant, "tiny", parse_overrides(settings or []))
         return create_run(tmp_path / "runs", experiment, resolved, seed)
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from hpcstab.config import distinct_variants, load_experiment
+from hpcstab.config import distinct_variants
 from hpcstab.execute import load_task, read_config
 from hpcstab.judgement import judge
 from hpcstab.metrics import read_history, read_rows
 from hpcstab.rundir import read_json
-from tests.conftest import MODELS, MakeRun, with_one_change
+from tests.conftest import MODELS, MakeRun, experiment_of, with_one_change
 
-VARIANTS = [(model, variant) for model in MODELS for variant in distinct_variants(load_experiment(model))]
-FIXES = [(model, fix) for model in MODELS for fix in load_experiment(model).file.fixes]
+VARIANTS = [(model, variant) for model in MODELS for variant in distinct_variants(experiment_of(model))]
+FIXES = [(model, fix) for model in MODELS for fix in experiment_of(model).file.fixes]
 
 
 def numbers(rows: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -46,7 +46,7 @@ def test_bf16_is_a_setting_like_any_other(train_run: MakeRun, model: str, varian
 
 @pytest.mark.parametrize(("model", "fix"), FIXES)
 def test_every_fix_alone_trains(train_run: MakeRun, model: str, fix: str) -> None:
-    run = train_run(model, with_one_change(load_experiment(model), fix), settings=["trainer.max_steps=2"])
+    run = train_run(model, with_one_change(experiment_of(model), fix), settings=["trainer.max_steps=2"])
     status = read_json(run.status_json)
     assert status is not None
     history = read_history(run.metrics_csv)
