@@ -70,6 +70,7 @@ def _identity(
     parent: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     file = experiment.file
+    # without defaults: a key that a later version adds must not set its runs apart from those before
     compare = {**file.compare.model_dump(mode="json", exclude_defaults=True), "horizon_steps": resolved.horizon_steps}
     return {
         "schema_version": SCHEMA_VERSION,
