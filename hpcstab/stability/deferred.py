@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 class Deferred:
-    """A vector of figures; on a GPU its copy to pinned memory begins at once and is waited for when it is read."""
+    """A copy of a vector of figures; of a GPU's it begins at once, to pinned memory, and is waited for when read."""
 
     def __init__(self, values: Tensor) -> None:
-        self._values: Tensor | _PinnedCopy | list[float] = _PinnedCopy.of(values) if values.is_cuda else values
+        self._values: Tensor | _PinnedCopy | list[float] = _PinnedCopy.of(values) if values.is_cuda else values.clone()
 
     def read(self) -> list[float]:
         """The figures; waits for the device where they are not there yet."""

@@ -66,7 +66,7 @@ def _model_of(training: Training) -> str:
 def keep_failing_step(training: Training, pending: Pending, signals: Signals, reason: str) -> bool:
     """Keep the step, unless it only overflows the loss scale (True): that is ordinary, and nothing to be explained.
 
-    Such a step runs once more with a scale of 1, refused by the latch, and leaves nothing behind. Where it fails even
+    Such a step runs once more with a scale of 1, refused whatever it is, and leaves nothing behind. Where it fails even
     so, that run is the one to keep: what it replays is the failure alone, and no overflow beside it.
     """
     gate = training.runner.gate
@@ -76,8 +76,8 @@ def keep_failing_step(training: Training, pending: Pending, signals: Signals, re
         return False
     before = scale.state_dict()
     scale.value.fill_(MIN_SCALE)
-    gate.latch.fill_(1.0)
-    signals = training.runner.launch(pending.item, pending.lr, probes=False, checks=False).read()
+    with gate.held():
+        signals = training.runner.launch(pending.item, pending.lr, probes=False, checks=False).read()
     gate.release(pending.step, armed=True)
     if signals.bad:
         _write_capsule(training, pending, signals, signals.reason)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
-
-import torch
 
 from hpcstab.config.guards import GuardsConfig
 from hpcstab.stability.gate.gate import LAG, Gate
@@ -16,8 +15,6 @@ from hpcstab.stability.guards.ladder import Ladder
 from hpcstab.stability.guards.spikes import SpikeGuard
 from hpcstab.stability.guards.stalled import StalledGuard
 
-_LARGEST = torch.finfo(torch.float32).max
-
 
 @dataclass
 class Guarding:
@@ -26,18 +23,17 @@ class Guarding:
     guards: Guards
     ladder: Ladder
     stalled: StalledGuard | None
-    _set: tuple[float, float] = field(default=(_LARGEST, _LARGEST))
+    _set: tuple[float, float] = field(default=(math.inf, math.inf))
 
     def set_thresholds(self, gate: Gate, index: int, since: int) -> None:
         """Bring the thresholds of the update ``index`` to the device, where they differ from those there.
 
         ``since``: the step from which on the weights of the loss terms are those of this update.
         """
-        loss, norm = (min(value, _LARGEST) for value in self.guards.thresholds(index, since))
-        if (loss, norm) != self._set:
-            gate.max_loss.fill_(loss)
-            gate.max_norm.fill_(norm)
-            self._set = (loss, norm)
+        thresholds = self.guards.thresholds(index, since)
+        if thresholds != self._set:
+            gate.limit(loss=thresholds[0], grad_norm=thresholds[1])
+            self._set = thresholds
 
     def state_dict(self) -> dict[str, Any]:
         return {"guards": self.guards.state_dict(), "ladder": self.ladder.state_dict()}

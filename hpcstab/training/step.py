@@ -14,7 +14,8 @@ from hpcstab.seeds import keyed_seed
 from hpcstab.stability.batchnorm.running_statistics import Findings, RunningStatistics
 from hpcstab.stability.deferred import Deferred, stacked
 from hpcstab.stability.gate.clipping import clip_scale_of
-from hpcstab.stability.gate.gate import Decision, Gate
+from hpcstab.stability.gate.decision import Decision, GateFigures
+from hpcstab.stability.gate.gate import Gate
 from hpcstab.stability.gate.retrial import reason_of
 from hpcstab.stability.guards.health import HealthProbe, Readings
 from hpcstab.stability.random_state import seed_all
@@ -28,7 +29,7 @@ from hpcstab.training.precision import autocast
 from hpcstab.training.ranks import ALONE, Ranks
 from hpcstab.training.terms import TermNorms, bad_terms, measure_terms
 
-_FLAGS = ("bad", "refused", "state_finite", "stop_asked")
+_FLAGS = ("state_finite", "stop_asked")
 _COUNTS = ("num_masked", "num_limited")
 
 
@@ -60,6 +61,7 @@ class Pending:
     lr: float
     names: tuple[str, ...]
     deferred: Deferred
+    decision: Decision
     norms: ModuleNorms | None
     term_norms: TermNorms | None
     statistics: Findings | None
@@ -75,9 +77,11 @@ class Pending:
         """The signals; waits for the device where it is not done."""
         values = _of_all_ranks(self.names, self.deferred.read())
         flags = {name: bool(values.pop(name)) for name in _FLAGS}
-        flags["buffers_finite"] = math.isfinite(values.pop("largest_buffer"))
-        values["clip_scale"] = clip_scale_of(values.pop("clip_divisor"))
-        return Signals({name: _typed(name, value) for name, value in values.items()}, **flags)
+        gate = GateFigures.of([values.pop(name) for name in self.decision.names])
+        of_gate = {"loss": gate.loss, "grad_norm": gate.grad_norm, "clip_scale": clip_scale_of(gate.clip_divisor)}
+        figures = of_gate | {name: _typed(name, value) for name, value in values.items()}
+        refused = gate.bad and self.decision.refuses
+        return Signals(figures, gate.bad, refused, gate.buffers_finite, **flags)
 
 
 @dataclass
@@ -135,9 +139,11 @@ class StepRunner:
         readings = health.after_step(item.step) if health is not None else None
         statistics = self.statistics.check(decision.refused) if checks_statistics else None
         state_finite = finite_flag(self.state_tensors()) if checks else self._constants[1]
-        figures = _signals(loss, decision, state_finite) | {"stop_asked": self._constants[stop_asked]} | figures
+        flags = {"state_finite": state_finite, "stop_asked": self._constants[stop_asked]}
+        of_gate = dict(zip(decision.names, decision.figures.unbind(), strict=True))
+        figures = of_gate | {"loss": loss} | flags | figures
         values = self.ranks.gather(stacked(list(figures.values()))).flatten()
-        return Pending(item, lr, tuple(figures), Deferred(values), norms, term_norms, statistics, readings)
+        return Pending(item, lr, tuple(figures), Deferred(values), decision, norms, term_norms, statistics, readings)
 
     def seed_step(self, step: int) -> None:
         """Dropout and the like draw the same whenever a step runs: on a resume, after a refusal, in a replay."""
@@ -222,18 +228,6 @@ class StepRunner:
         figures |= {f"diag_{name}": context.diagnostics[name] for name in self.task.diagnostics}
         counts = (self._constants[0] if count is None else count for count in context.counts())
         return figures | dict(zip(_COUNTS, counts, strict=True))
-
-
-def _signals(loss: Tensor, decision: Decision, state_finite: Tensor) -> dict[str, Tensor]:
-    return {
-        "loss": loss,
-        "grad_norm": decision.grad_norm,
-        "clip_divisor": decision.clip_divisor,
-        "largest_buffer": decision.largest_buffer,
-        "bad": decision.bad,
-        "refused": decision.refused,
-        "state_finite": state_finite,
-    }
 
 
 def _of_all_ranks(names: tuple[str, ...], values: list[float]) -> dict[str, float]:

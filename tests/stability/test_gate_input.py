@@ -32,7 +32,7 @@ def decided(gate: Gate, network: nn.Module, inputs: Tensor, step: int = 0) -> fl
     gate.begin(step)
     loss = network(inputs).square().mean()
     loss.backward()
-    return float(gate.step(loss).bad)
+    return float(gate.step(loss).figures[-1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
@@ -135,7 +135,7 @@ def test_what_is_no_loss_is_refused_and_the_step_can_be_given_again(
     assert torch.equal(network.weight, before)
     right = network(inputs).mean()
     right.backward()
-    assert float(gate.step(right).bad) == 0.0
+    assert float(gate.step(right).refused) == 0.0
     with pytest.raises(ConfigError, match="called twice"):
         gate.step(right)
 

@@ -351,7 +351,7 @@ def test_every_refusal_is_said(caplog: pytest.LogCaptureFixture, tmp_path: Path)
 def test_thresholds_refuse_a_spike() -> None:
     network, optimizer = small()
     hardened = harden(network, optimizer)
-    hardened.gate.max_loss.fill_(1e3)
+    hardened.gate.limit(loss=1e3)
     spiked = data()
     spiked[3] = spiked[3] * 1e6
     for batch in hardened.batches(spiked):

@@ -319,7 +319,7 @@ def test_a_run_without_a_capsule_is_said_so(tmp_path: Path) -> None:
 def test_a_spike_is_finite_as_it_was(tmp_path: Path) -> None:
     config = config_with("none", stability={"gate": "closed"})
     run, trainer = toy_trainer(tmp_path, Task(config, 0), config)
-    trainer.runner.gate.max_norm.fill_(1e-6)
+    trainer.runner.gate.limit(grad_norm=1e-6)
     trainer.train()
     trainer.records.close()
     replayed = replay(run.capsule(0))

@@ -173,7 +173,7 @@ def test_step_only_saves_the_weights_and_not_the_statistics(tmp_path: Path) -> N
 def test_a_spike_is_refused_in_its_own_step(tmp_path: Path) -> None:
     config = closed()
     run, trainer = toy_trainer(tmp_path, ToyTask(config, lambda step, loss: loss * 1000 if step == 8 else loss), config)
-    trainer.runner.gate.max_norm.fill_(100.0)
+    trainer.runner.gate.limit(grad_norm=100.0)
     trainer.train()
     trainer.records.close()
     assert_equals_bare(trainer, config, (8,))

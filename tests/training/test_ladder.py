@@ -557,8 +557,10 @@ def test_thresholds_reach_the_device(tmp_path: Path) -> None:
     run, trainer, _ = trained(tmp_path, ToyTask(config), config)
     assert trainer.guarding is not None
     loss, _ = trainer.guarding.guards.thresholds(trainer.update - 1)
-    assert float(trainer.runner.gate.max_loss) == pytest.approx(loss, rel=1e-6)
-    assert float(trainer.runner.gate.max_norm) == torch.finfo(torch.float32).max  # that guard is off
+    limits = trainer.runner.gate.limits
+    assert limits is not None
+    assert float(limits[0]) == pytest.approx(loss, rel=1e-6)
+    assert float(limits[1]) == math.inf  # that guard is off
     assert len(read_rows(run.metrics_csv)) == 20
 
 

@@ -34,11 +34,14 @@ class Clipping:
         self._per_norm = None if max_norm is None else 1.0 / max_norm
         self._offset = torch.tensor(0.0 if max_norm is None else _EPS / max_norm, device=device)
 
-    def divisor(self, grad_norm: Tensor) -> Tensor | None:
-        """What gradients with this norm are divided by, at least 1 and 0-d: NaN where the norm is. None for nothing."""
+    def divisor(self, grad_norm: Tensor, out: Tensor | None = None) -> Tensor | None:
+        """What gradients with this norm are divided by, at least 1 and 0-d: NaN where the norm is. None for nothing.
+
+        Written to ``out`` where it is given.
+        """
         if self._per_norm is None:
             return None
-        return torch.add(self._offset, grad_norm, alpha=self._per_norm).clamp_min_(1.0)
+        return torch.add(self._offset, grad_norm, alpha=self._per_norm, out=out).clamp_min_(1.0)
 
 
 def clip_scale_of(divisor: float) -> float:

@@ -12,9 +12,9 @@ Source: the ``found_inf`` protocol of torch.amp.GradScaler; a multiplication by 
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -31,29 +31,13 @@ from hpcstab.stability.gate.check_input import (
     num_stepped,
 )
 from hpcstab.stability.gate.clipping import Clipping
+from hpcstab.stability.gate.decision import Decision
 from hpcstab.stability.gate.ema import Ema
 from hpcstab.stability.gate.loss_scale import LossScale
 
 GateMode = Literal["open", "step_only", "closed"]
 LAG = 2
 """So many steps later the host looks."""
-_LARGEST = torch.finfo(torch.float32).max
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What the gate saw and did in a step: 0-d fp32 tensors on the device; the last two are exactly 0 or 1.
-
-    Gradients are divided by ``clip_divisor``, 1 where nothing is clipped; ``largest_buffer`` is an absolute value, NaN
-    or inf where one of the watched buffers is. ``bad`` is this step's own; ``refused`` also holds while the latch does,
-    and may be the latch itself: it is that of this step until the next one.
-    """
-
-    grad_norm: Tensor
-    clip_divisor: Tensor
-    largest_buffer: Tensor
-    bad: Tensor
-    refused: Tensor
 
 
 class Gate:
@@ -71,7 +55,8 @@ class Gate:
 
     Attributes:
         armed: whether a bad step latches. Open gates are armed until their first bad step was looked at.
-        max_loss, max_norm: thresholds on the device; a larger value is bad. Guards refresh them.
+        latch: 0-d; 1 from a bad step on until the host has looked.
+        limits: the largest loss and gradient norm that are not bad, on the device; None before :meth:`limit`.
 
     Raises:
         ConfigError: no parameters, on several devices, or sharded ones; an optimizer without a ``step()`` to be
@@ -104,11 +89,25 @@ class Gate:
         self.ema = ema
         device = self._parameters[0].device
         self._clipping = Clipping(max_grad_norm, device)
-        self._one = torch.ones((), device=device)
-        judged = self.buffers.largest() if mode != "step_only" else []
-        self._bounds = torch.full((3 + len(judged),), _LARGEST, device=device)
-        self.latch = torch.zeros((), device=device)
-        self.max_loss, self.max_norm = self._bounds[0], self._bounds[1]
+        self._zero, self._one = torch.zeros((), device=device), torch.ones((), device=device)
+        largest_buffers = tuple(f"largest_buffer_{index}" for index, _ in enumerate(self.buffers.largest()))
+        self._names = ("loss", "grad_norm", *largest_buffers, "clip_divisor", "bad")
+        # all figures in one piece of memory, and the latch behind them: one check, one copy to the host
+        self._figures = torch.zeros(len(self._names), device=device)
+        self._seen = self._figures[:-2]
+        self._judged = self._figures[:2] if mode == "step_only" else self._seen
+        self._clip_divisor = self._figures[-2].fill_(1.0)
+        self.latch = self._figures[-1]
+        self.limits: Tensor | None = None
+        self._infinity = torch.full((), math.inf, device=device)
+        self._is_held = False
+
+    def limit(self, *, loss: float = math.inf, grad_norm: float = math.inf) -> None:
+        """From now on a step with a larger loss or gradient norm is bad too, not only one that is not finite."""
+        if self.limits is None:
+            self.limits = torch.full_like(self._judged, math.inf)
+        self.limits[0].fill_(loss)
+        self.limits[1].fill_(grad_norm)
 
     def begin(self, step: int) -> None:
         """Before the first forward pass of a step."""
@@ -135,10 +134,9 @@ class Gate:
         norm = norm_of(gradients)
         if self.loss_scale is not None:
             norm = norm / self.loss_scale.value
-        clip = self._clipping.divisor(norm)
-        largest = self.buffers.largest()
-        bad = self._judge(loss.detach(), norm, largest)
-        refused = self._refuse(bad)
+        clip = self._clipping.divisor(norm, out=self._clip_divisor)
+        self._judge(loss.detach(), norm)
+        refused, refuses = self._refusal()
         divisor = self._divisor(clip)
         for optimizer in self._optimizers:
             self._step(optimizer, divisor, refused)
@@ -146,8 +144,8 @@ class Gate:
             # what the latch refuses runs again: only a refusal that stays may change the scale
             self.loss_scale.after_step(refused, backs_off=not self.armed)
         if self.ema is not None:
-            self.ema.update(refused if self.mode == "closed" else self.latch)
-        return Decision(norm, self._one if clip is None else clip, self._largest_of(largest), bad, refused)
+            self.ema.update(refused if self.armed or self.mode == "closed" else self._zero)
+        return Decision(self._figures, self._names, refused, refuses)
 
     def release(self, step: int, *, armed: bool) -> None:
         """The host has looked: buffers are those before ``step`` again, and updates are applied again.
@@ -157,6 +155,15 @@ class Gate:
         self.buffers.put_back(step)
         self.latch.zero_()
         self.armed = armed
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Within the block no update is applied, and a step is called bad for itself alone; release the gate after."""
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._is_held = False
 
     def _check(self, loss: Tensor, gradients: list[Tensor]) -> None:
         if self._is_open_for is None:
@@ -171,28 +178,30 @@ class Gate:
             raise ConfigError("an optimizer was given more parameters after the gate was made: give them to it before")
         self._is_open_for = None
 
-    def _judge(self, loss: Tensor, norm: Tensor, largest: list[Tensor]) -> Tensor:
-        """Is this step bad? Exactly 0 or 1.
+    def _judge(self, loss: Tensor, norm: Tensor) -> None:
+        """Note what was seen, and whether it is bad: torch's own check of a loss scale, which sets a flag and never
+        takes it back, so that the flag of an armed gate is its latch.
 
-        One comparison of all that has to be within a bound: one with NaN is false, and inf is above every bound.
         step_only looks at loss and gradients alone, as the loops do whose form it is: one that looked at buffers would
         skip for ever once one is NaN.
         """
-        loss = loss.float()
-        judged = [value.float() for value in largest] if self.mode != "step_only" else []
-        within = torch.stack([loss, norm, -loss, *judged]) <= self._bounds
-        bad = torch.sub(self._one, within.prod(dtype=torch.float32))  # 1.0 - x takes four times as long
-        return bad if self._agree is None else self._agree(bad)
+        torch.stack([value.float() for value in (loss, norm, *self.buffers.largest())], out=self._seen)
+        if not self.armed or self._is_held:
+            self.latch.zero_()
+        judged = self._judged
+        if self.limits is not None:
+            judged = torch.where(judged > self.limits, self._infinity, judged)
+        torch._amp_foreach_non_finite_check_and_unscale_([judged], self.latch, self._one)
+        if self._agree is not None:
+            self._agree(self.latch)
 
-    def _refuse(self, bad: Tensor) -> Tensor:
-        if self.armed:
-            return torch.maximum(self.latch, bad, out=self.latch)
-        return self.latch if self.mode == "open" else torch.maximum(self.latch, bad)
-
-    def _largest_of(self, largest: list[Tensor]) -> Tensor:
-        if not largest:
-            return self._one
-        return functools.reduce(torch.maximum, (value.float() for value in largest))  # passes NaN on
+    def _refusal(self) -> tuple[Tensor, bool]:
+        """(whether the update is left out, whether it would be where the step is bad)"""
+        if self._is_held:
+            return self._one, True
+        if self.armed or self.mode != "open":
+            return self.latch, True
+        return self._zero, False
 
     def _divisor(self, clip: Tensor | None) -> Tensor | None:
         """What the optimizers divide gradients by; None for nothing."""

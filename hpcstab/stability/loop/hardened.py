@@ -32,7 +32,7 @@ class Hardened:
         num_refused: batches that were left out (several in one where gradients accumulate).
         events: what happened, as dicts with kind, step, update and more; the logger ``hpcstab`` says it too.
         last: figures of the step that was read last, without waiting: what a loop would have called ``.item()`` for.
-        gate: its ``max_loss`` and ``max_norm`` are thresholds on the device that you may set.
+        gate: its ``limit(loss=..., grad_norm=...)`` makes a step with a larger one a bad one.
         ema: the moving average, or None.
     """
 
@@ -131,7 +131,7 @@ class Hardened:
             self._steps_now = False
         for scheduler in self._schedulers:
             scheduler.step()
-        turn = Turn.of(self._step, self._given, self._schedule, loss, decision)
+        turn = Turn.of(self._step, self._given, self._schedule, decision)
         if self._retrial is not None:  # the host waits in a second run anyway, and the gradients are still there
             gradients = ((name, p.grad) for name, p in self._network.named_parameters() if p.grad is not None)
             turn.gradients_finite = not nonfinite_names(gradients)

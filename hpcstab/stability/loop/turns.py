@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpcstab.stability.deferred import Deferred, stacked
+from hpcstab.stability.deferred import Deferred
 from hpcstab.stability.gate.clipping import clip_scale_of
-from hpcstab.stability.gate.gate import Decision
+from hpcstab.stability.gate.decision import Decision, GateFigures
 from hpcstab.stability.random_state import RandomSnapshot
 
 
@@ -91,12 +90,12 @@ class Turn:
     given: list[Given]
     schedule: Schedule
     deferred: Deferred
+    refuses: bool
     gradients_finite: bool | None = None
 
     @classmethod
-    def of(cls, step: int, given: list[Given], schedule: Schedule, loss: Tensor, decision: Decision) -> Turn:
-        said = decision.grad_norm, decision.clip_divisor, decision.largest_buffer, decision.bad, decision.refused
-        return cls(step, given, schedule, Deferred(stacked([loss, *said])))
+    def of(cls, step: int, given: list[Given], schedule: Schedule, decision: Decision) -> Turn:
+        return cls(step, given, schedule, Deferred(decision.figures), decision.refuses)
 
     def put_random(self) -> None:
         """Make the generators what they were before the step's first batch."""
@@ -106,6 +105,6 @@ class Turn:
 
     def read(self) -> Figures:
         """Waits for the device where the step is not done."""
-        loss, grad_norm, clip_divisor, largest_buffer, bad, refused = self.deferred.read()
-        scale, finite = clip_scale_of(clip_divisor), math.isfinite(largest_buffer)
-        return Figures(loss, grad_norm, scale, bool(bad), bool(refused), finite)
+        said = GateFigures.of(self.deferred.read())
+        clip_scale, refused = clip_scale_of(said.clip_divisor), said.bad and self.refuses
+        return Figures(said.loss, said.grad_norm, clip_scale, said.bad, refused, said.buffers_finite)
