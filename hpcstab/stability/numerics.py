@@ -75,7 +75,7 @@ def fp32_island(function: Callable[Parameters, Result]) -> Callable[Parameters, 
     @functools.wraps(function, updated=())  # a module's __dict__ is its own
     def in_fp32(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         with contextlib.ExitStack() as stack:
-            for device_type in ("cpu", "cuda"):
+            for device_type in filter(torch.is_autocast_enabled, ("cpu", "cuda")):  # turning off what is off takes time
                 stack.enter_context(torch.autocast(device_type, enabled=False))
             return function(*_widened(args), **_widened(kwargs))
 
