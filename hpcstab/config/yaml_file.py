@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -69,10 +71,16 @@ def parse_yaml_value(text: str, origin: str) -> Any:
 
 def _parse(text: str, origin: str) -> Any:
     try:
-        return yaml.load(text, Loader=StrictLoader)
+        return copy.deepcopy(_loaded(text))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f", line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{origin}{line}: {error.problem or 'is not valid YAML'}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{origin}: is not valid YAML: {str(error).splitlines()[0]}") from None
+
+
+@functools.lru_cache(maxsize=256)
+def _loaded(text: str) -> Any:
+    """Read once in a process: 25 ms a model or run, and the runs of a campaign share few texts."""
+    return yaml.load(text, Loader=StrictLoader)

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from hpcstab.config import load_experiment, model_names, parse_yaml_value
+from hpcstab.config.yaml_file import parse_yaml_mapping
 from hpcstab.errors import ConfigError
 from tests.conftest import REPOSITORY
 
@@ -115,3 +116,15 @@ def test_a_users_own_model_from_a_file(tmp_path: Path) -> None:
     )
     text = changed(lambda v: v.update(model=f"{tmp_path}/my_task.py:Task"))
     assert load(tmp_path, text).file.model.endswith("my_task.py:Task")
+
+
+def test_what_a_reader_changes_is_not_what_the_next_one_reads() -> None:
+    text = "network: {sizes: [1, 2]}"
+    parse_yaml_mapping(text, "first")["network"]["sizes"].append(3)
+    assert parse_yaml_mapping(text, "second") == {"network": {"sizes": [1, 2]}}
+
+
+def test_a_text_that_is_wrong_twice_is_named_by_each_of_its_files() -> None:
+    for origin in ("first.yaml", "second.yaml"):
+        with pytest.raises(ConfigError, match=f"{origin}, line 2: key 'a' stands here twice"):
+            parse_yaml_mapping("a: 1\na: 2", origin)
