@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
@@ -23,10 +24,14 @@ Values = NDArray[np.float64]
 MAX_BUCKETS = 1200
 _FEW_STEPS = 150
 _LEGEND_CHARACTERS = 150
-_LABEL_SHARE = 0.09
+_CHARACTER_INCHES = 0.07
+"""Of a step's label, bold at 8.5 points."""
 _TEXT_SHARE = 0.07
 _ZOOM_BELOW = 0.3
 """A second panel shows the first steps where the failures lie in this part of the run."""
+_WIDE = 1e3
+"""A few values that are so many times as large as all others are cut: they would press the others into one line."""
+_CUT_SHARE = 0.005
 
 
 def draw_steps(section: Section, figure: Figure, column: str, label: str) -> None:
@@ -37,12 +42,12 @@ def draw_steps(section: Section, figure: Figure, column: str, label: str) -> Non
     for axes, end in zip(panels, ends, strict=True):
         for outcome in section.outcomes:
             _draw_run(axes, outcome, column, end, looks(section.groups)[outcome.run.label])
-        _scale_y(axes)
+        scale_y(axes, [at for outcome in section.outcomes if (at := _last_finite_before(outcome, column)) is not None])
         draw_branches(axes, section, column, end, window=median_window(end))
         axes.set_xlim(-0.015 * end, end * 1.02)
         axes.set_xlabel("step" if end == section.horizon else f"step, the first {end:,}")
     panels[0].set_ylabel(label)
-    _name_crosses(panels[0], section, column, ends[0])
+    _name_crosses(panels[0], section, column, ends[0], figure.get_figwidth() * (1.0 if zoom is None else 0.4))
     _legend(figure, section)
 
 
@@ -63,11 +68,11 @@ def draw_metric(section: Section, figure: Figure, label: str) -> None:
     axes.set_xlim(-0.015 * section.horizon, section.horizon * 1.02)
     axes.set_xlabel("step")
     axes.set_ylabel(figure_text(label))
-    _draw_rail(axes, section)
+    _draw_rail(axes, section, figure.get_figwidth())
     _legend(figure, section)
 
 
-def _draw_rail(axes: Axes, section: Section) -> None:
+def _draw_rail(axes: Axes, section: Section, inches: float) -> None:
     """Below all curves: a cross a step at which runs died, whatever they had scored before."""
     dead = [outcome for outcome in section.outcomes if outcome.failed_step is not None]
     if not dead:
@@ -76,10 +81,10 @@ def _draw_rail(axes: Axes, section: Section) -> None:
     axes.text(0.995, 0.042, "died", transform=axes.transAxes, color=FAINT, ha="right", va="center")
     for outcome in dead:
         _cross_on_rail(axes, outcome.failed_step or 0, looks(section.groups)[outcome.run.label], 0.042)
-    for step, at_step in _dead_by_step(section, section.horizon):
+    for step, at_step in _dead_by_step(section, section.horizon, inches):
         place: dict[str, Any] = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
         text = _step_text(_colour(at_step[0], section))
-        axes.annotate(_step_and_count(step, at_step), (step, 0.042), xytext=(7, 0), va="center", **place, **text)
+        axes.annotate(_step_and_count(step, at_step), (step, 0.042), xytext=(-4, 7), va="bottom", **place, **text)
 
 
 def thin(steps: Values, values: Values, buckets: int = MAX_BUCKETS) -> tuple[Values, Values]:
@@ -123,9 +128,9 @@ def median_window(num_steps: int) -> int:
     return 1 if num_steps <= _FEW_STEPS else 2 * (num_steps // 100) + 1
 
 
-def _name_crosses(axes: Axes, section: Section, column: str, end: int) -> None:
+def _name_crosses(axes: Axes, section: Section, column: str, end: int, inches: float) -> None:
     """The step beside each cross that has room for it; the lanes above name them all."""
-    for step, dead in _dead_by_step(section, end):
+    for step, dead in _dead_by_step(section, end, inches):
         heights = [at for outcome in dead if (at := _last_finite_before(outcome, column)) is not None]
         place: dict[str, Any] = {"textcoords": "offset points", **_step_text(_colour(dead[0], section))}
         if heights:
@@ -135,14 +140,25 @@ def _name_crosses(axes: Axes, section: Section, column: str, end: int) -> None:
             axes.annotate(_step_and_count(step, dead), (step, 0.96), xytext=(6, -3), **place)
 
 
-def _dead_by_step(section: Section, end: int) -> list[tuple[int, list[Outcome]]]:
-    """Steps at which runs failed, with these runs; steps too close to the one before are left out."""
-    steps = sorted({outcome.failed_step for outcome in section.outcomes if outcome.failed_step is not None})
-    apart: list[int] = []
-    for step in steps:
-        if step <= end and (not apart or step - apart[-1] > _LABEL_SHARE * end):
-            apart.append(step)
-    return [(step, [outcome for outcome in section.outcomes if outcome.failed_step == step]) for step in apart]
+def _dead_by_step(section: Section, end: int, inches: float) -> list[tuple[int, list[Outcome]]]:
+    """Steps up to ``end`` at which runs failed and whose label has room, with these runs."""
+    dead: dict[int, list[Outcome]] = {}
+    for outcome in section.outcomes:
+        if outcome.failed_step is not None:
+            dead.setdefault(outcome.failed_step, []).append(outcome)
+    labels = {step: _step_and_count(step, outcomes) for step, outcomes in dead.items()}
+    return [(step, dead[step]) for step in steps_with_room(labels, end, inches)]
+
+
+def steps_with_room(labels: Mapping[int, str], end: int, inches: float) -> list[int]:
+    """Steps up to ``end`` whose label does not hit one before it; ``inches``: in which ``end`` steps are shown."""
+    steps, free_from = [], 0.0
+    for step in sorted(step for step in labels if step <= end):
+        at = step / end * inches
+        if at >= free_from:
+            steps.append(step)
+            free_from = at + 0.2 + _CHARACTER_INCHES * len(labels[step])
+    return steps
 
 
 def _step_and_count(step: int, dead: list[Outcome]) -> str:
@@ -154,6 +170,8 @@ def _colour(outcome: Outcome, section: Section) -> str:
 
 
 def _last_finite_before(outcome: Outcome, column: str) -> float | None:
+    if outcome.failed_step is None:
+        return None
     history = outcome.run.history
     before = history[history["step"] < outcome.failed_step][column].to_numpy(dtype=float)
     finite = before[np.isfinite(before)]
@@ -169,14 +187,30 @@ def _zoom_end(section: Section) -> int | None:
     return None
 
 
-def _scale_y(axes: Axes) -> None:
-    """Log; symmetric log where a curve is not positive throughout."""
+def scale_y(axes: Axes, heights_of_crosses: list[float]) -> None:
+    """Log; where a curve is not positive throughout, linear, or symmetric log if the values differ widely."""
     values = [np.asarray(line.get_ydata(), dtype=float) for line in axes.get_lines()]
     finite = np.concatenate([array[np.isfinite(array)] for array in values] or [np.array([])])
-    if len(finite) and finite.min() <= 0:
-        axes.set_yscale("symlog", linthresh=max(float(np.abs(finite).max()) * 1e-3, 1e-12))
-    elif len(finite):
+    if not len(finite):
+        return
+    positive = finite.min() > 0
+    shown = max(float(np.quantile(finite, 1 - _CUT_SHARE)), *heights_of_crosses, float(np.median(np.abs(finite))))
+    is_cut = finite.max() > _WIDE * shown > 0
+    kept = finite[finite <= shown] if is_cut else finite
+    typical = max(float(np.median(np.abs(kept))), 1e-12)
+    low, high = float(kept.min()), float(kept.max())
+    if positive:
         axes.set_yscale("log")
+        limits = low / 1.5, high * 1.5
+    elif np.abs(kept).max() > 100 * typical:
+        axes.set_yscale("symlog", linthresh=10.0 ** round(np.log10(typical)))
+        limits = 3 * low, 3 * high
+    else:
+        limits = low - 0.05 * (high - low), high + 0.05 * (high - low)
+    if is_cut:
+        axes.set_ylim(*limits)
+        words = f"not shown: a few values up to {finite.max():.0e}"
+        axes.set_title(words, loc="right", fontsize=8, color=FAINT, fontweight="normal")
 
 
 def _draw_baselines(axes: Axes, section: Section) -> None:
