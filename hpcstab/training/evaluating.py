@@ -54,16 +54,21 @@ def check_state(training: Training, after_step: int | None = None) -> None:
         check_whole_state(training, after_step)
         return
     step, update, events = training.step, training.update, training.records.events
-    buffers = nonfinite_names(training.runner.gate.buffers.watched().items())
-    if buffers:
-        events.write("buffers_nonfinite", step, update, names=buffers[:20])
-        training.records.nonfinite(step, what="buffers")
+    note_nonfinite_buffers(training, step)
     parameters = nonfinite_names(training.network.named_parameters())
     if parameters:
         reason = f"{len(parameters)} parameter tensors non-finite, first {parameters[0]}"
         events.write("state_nonfinite", step, update, reason=reason, names=parameters[:20])
         training.records.nonfinite(step, what="parameters")
         raise Diverged(reason)
+
+
+def note_nonfinite_buffers(training: Training, step: int) -> None:
+    """The event of buffers that are not finite, with their names."""
+    names = training.ranks.any_of(nonfinite_names(training.runner.gate.buffers.watched().items()))
+    if names:
+        training.records.events.write("buffers_nonfinite", step, training.update, names=names[:20])
+        training.records.nonfinite(step, what="buffers")
 
 
 def _evaluate(training: Training, weights: Weights) -> None:

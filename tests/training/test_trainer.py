@@ -137,8 +137,10 @@ def test_a_poisoned_state_ends_the_run_at_the_next_evaluation(tmp_path: Path) ->
     assert len(read_rows(run.metrics_csv)) == 10  # evaluations come every 10 steps
 
 
-def test_non_finite_buffers_alone_are_an_event_and_the_run_goes_on(tmp_path: Path) -> None:
-    config = toy_config(network={"batchnorm": True}, trainer={"max_steps": 20})
+@pytest.mark.parametrize("gate", ["open", "step_only"])
+def test_non_finite_buffers_alone_are_an_event_of_their_step_and_the_run_goes_on(tmp_path: Path, gate: str) -> None:
+    """They were dated to the next look at the state, an evaluation later."""
+    config = toy_config(network={"batchnorm": True}, trainer={"max_steps": 20}, stability={"gate": gate})
     task = ToyTask(config)
     run, trainer = toy_trainer(tmp_path, task, config)
 
@@ -152,10 +154,15 @@ def test_non_finite_buffers_alone_are_an_event_and_the_run_goes_on(tmp_path: Pat
     task.loss_terms = poison  # type: ignore[method-assign]
     result = trainer.train()
     trainer.records.close()
-    assert "buffers_nonfinite" in events(run)
+    found = [event for event in read_events(run.events_jsonl) if event["kind"] == "buffers_nonfinite"]
+    assert [(event["step"], event["data"]["names"]) for event in found[:2]] == [
+        (5, ["1.running_mean"]),
+        (10, ["1.running_mean"]),
+    ]
+    assert all(row["loss_finite"] == "1" for row in read_rows(run.metrics_csv))
     status = read_json(run.status_json)
     assert status is not None
-    assert status["first_nonfinite_step"] == 10
+    assert status["first_nonfinite_step"] == 5
     # with NaN statistics no evaluation batch is valid: the cascade of write-up 2
     assert result.state == "diverged"
     assert "none of 2 batches was valid" in result.reason
