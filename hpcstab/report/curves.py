@@ -52,7 +52,7 @@ def draw_steps(section: Section, figure: Figure, column: str, label: str) -> Non
 
 
 def draw_metric(section: Section, figure: Figure, label: str) -> None:
-    """The primary metric by evaluation, its baselines as horizontal lines, and a rail for the dead."""
+    """The primary metric by evaluation, its baselines as horizontal lines, and a rail for failures."""
     axes = figure.subplots()
     name = section.compare.primary
     for outcome in section.outcomes:
@@ -73,12 +73,12 @@ def draw_metric(section: Section, figure: Figure, label: str) -> None:
 
 
 def _draw_rail(axes: Axes, section: Section, inches: float) -> None:
-    """Below all curves: a cross a step at which runs died, whatever they had scored before."""
+    """Below all curves: a cross a step at which runs failed, whatever they had scored before."""
     dead = [outcome for outcome in section.outcomes if outcome.failed_step is not None]
     if not dead:
         return
     axes.add_patch(Rectangle((0, 0), 1, 0.085, transform=axes.transAxes, color="#e9e9e9", zorder=0))
-    axes.text(0.995, 0.042, "died", transform=axes.transAxes, color=FAINT, ha="right", va="center")
+    axes.text(0.995, 0.042, "failed", transform=axes.transAxes, color=FAINT, ha="right", va="center")
     for outcome in dead:
         _cross_on_rail(axes, outcome.failed_step or 0, looks(section.groups)[outcome.run.label], 0.042)
     for step, at_step in _dead_by_step(section, section.horizon, inches):
