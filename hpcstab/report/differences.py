@@ -54,7 +54,7 @@ def setter_of(group: Group, key: str) -> Setter | None:
     if overridden:
         return Setter("--set", "override", "set on the command line")
     fixes = [fix for fix in group.runs[0].identity["fixes"] if any(_covers(name, key) for name in fix.get("set", {}))]
-    return _setter(fixes[-1]) if fixes else None
+    return setter(fixes[-1]) if fixes else None
 
 
 def declared_flaws(section: Section) -> list[str]:
@@ -118,5 +118,6 @@ def _covers(name: str, key: str) -> bool:
     return key == name or key.startswith(f"{name}.") or name.startswith(f"{key}.")
 
 
-def _setter(fix: Mapping[str, Any]) -> Setter:
+def setter(fix: Mapping[str, Any]) -> Setter:
+    """A fix as run.json tells it."""
     return Setter(*(printable(fix.get(entry, "")) for entry in ("name", "kind", "why")))

@@ -16,6 +16,7 @@ from hpcstab.report.metric_table import metric_table
 from hpcstab.report.notes import certainty_notes
 from hpcstab.report.record import BrokenFolder, LoadedRun
 from hpcstab.report.sections import Section, make_sections
+from hpcstab.report.single_changes import single_change_table
 from hpcstab.report.style import looks
 from hpcstab.report.tables import (
     Table,
@@ -46,6 +47,7 @@ class Chapter:
     verdict: str
     notes: tuple[str, ...]
     variants: Table
+    single_changes: Table
     metrics: Table
     pairings: Table
     differences: Table
@@ -107,6 +109,7 @@ def _chapter(section: Section, num_broken: int) -> Chapter:
         verdict=verdict,
         notes=tuple(certainty_notes(section, pairings)),
         variants=variant_table(section),
+        single_changes=single_change_table(section),
         metrics=metric_table(section, rows),
         pairings=pairing_table(pairings, section),
         differences=difference_table(differences, section),
