@@ -39,7 +39,7 @@ def test_a_change_that_ends_the_failure_is_told_from_one_that_delays_it(tmp_path
     make(tmp_path, "before+gdn_bounded", **LEARNS_NOTHING)
     make(tmp_path, "before+lower_lambda", masked=2, **LEARNS)
     make(tmp_path, "before+clip", fails_at=(7, 19, 40))
-    make(tmp_path, "before+lower_lr", fails_at=(30, None, 50))
+    make(tmp_path, "before+lower_lr", fails_at=(30, None, 35))
     section = section_of(tmp_path)
     assert told(section) == {
         "before with batchnorm": "ends the failure, and it learns",
