@@ -16,7 +16,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from hpcstab.report.branch_points import branch_handles, draw_branches
-from hpcstab.report.outcome import Outcome, baselines, was_kept_out
+from hpcstab.report.outcome import Outcome, baselines, was_kept_out, was_nonfinite
 from hpcstab.report.sections import Section
 from hpcstab.report.style import FAINT, Look, figure_text, looks
 
@@ -253,7 +253,8 @@ def _legend(figure: Figure, section: Section) -> None:
     handles = []
     for group in section.groups:
         look = looks(section.groups)[group.label]
-        word = "without refusals" if any(map(was_kept_out, group.failed)) else "finite"
+        word = "finite" if all(map(was_nonfinite, group.failed)) else "without failure"
+        word = "without refusals" if any(map(was_kept_out, group.failed)) else word
         text = f"{figure_text(group.label)}: {len(group.finite)} of {len(group.runs)} {word}"
         handles.append(Line2D([], [], color=look.colour, linestyle=look.line, linewidth=1.8, label=text))
     if any(group.failed for group in section.groups):

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hpcstab.report.outcome import Outcome, was_kept_out
+from hpcstab.report.outcome import Outcome, was_kept_out, was_nonfinite
 from hpcstab.report.sections import Group, Section
 from hpcstab.report.style import BRANCH, FAINT, figure_text, looks
 from hpcstab.report.words import NOTHING
@@ -70,7 +70,9 @@ def _draw_lane(axes: Axes, position: int, outcome: Outcome, horizon: int, colour
         axes.plot([start], [position], color=colour, zorder=3, **BRANCH)
     if outcome.failed_step is not None:
         axes.plot([end], [position], marker="x", color=colour, markersize=8, markeredgewidth=2.2, zorder=3)
-        _write(axes, _draw_what_came_after(axes, position, outcome, colour), position, _told(outcome), horizon, colour)
+        _write(
+            axes, _draw_what_came_after(axes, position, outcome, colour), position, lane_text(outcome), horizon, colour
+        )
     elif outcome.reached:
         axes.plot([end], [position], marker="|", color=colour, markersize=10, markeredgewidth=2, zorder=3)
         axes.text(end + 0.01 * horizon, position, "finite", va="center", fontsize=8.5, color=colour)
@@ -89,11 +91,11 @@ def _draw_what_came_after(axes: Axes, position: int, outcome: Outcome, colour: s
     return end
 
 
-def _told(outcome: Outcome) -> str:
+def lane_text(outcome: Outcome) -> str:
     step = outcome.failed_step
     if was_kept_out(outcome):
         return f"refused from step {step:,} on, {outcome.run.state} at {outcome.seen_steps:,}"
-    return f"{'non-finite' if outcome.run.first_nonfinite_step == step else 'failed'} at step {step:,}"
+    return f"{'non-finite' if was_nonfinite(outcome) else 'failed'} at step {step:,}"
 
 
 def _write(axes: Axes, end: int, position: int, text: str, horizon: int, colour: str) -> None:

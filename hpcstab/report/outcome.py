@@ -140,8 +140,13 @@ def _until(run: LoadedRun, metric: str, horizon: int | None) -> pd.DataFrame:
 
 
 def was_kept_out(outcome: Outcome) -> bool:
-    """Whether the run met a failure, and its state stayed finite all the same: a gate refused it."""
-    return outcome.failed_step is not None and outcome.run.answer("finite") == "yes"
+    """Whether the run met a non-finite value, and its state stayed finite all the same: a gate refused it."""
+    return was_nonfinite(outcome) and outcome.run.answer("finite") == "yes"
+
+
+def was_nonfinite(outcome: Outcome) -> bool:
+    """Whether the failure was a non-finite value, and not one that the model declares of finite values."""
+    return outcome.failed_step is not None and outcome.run.first_nonfinite_step == outcome.failed_step
 
 
 def was_declared(outcome: Outcome) -> bool:

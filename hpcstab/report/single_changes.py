@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from hpcstab.report.compare import Pairing, pair
 from hpcstab.report.differences import Setter, setter
-from hpcstab.report.outcome import was_kept_out
+from hpcstab.report.outcome import was_kept_out, was_nonfinite
 from hpcstab.report.sections import Group, Section
 from hpcstab.report.tables import Table
 from hpcstab.report.words import NOTHING, signed, unit_of
@@ -78,14 +78,15 @@ def what_it_does(change: SingleChange, section: Section) -> str:
     if group.undecided or reference.undecided:
         return "not decided yet"
     if group.failed and all(map(was_kept_out, group.failed)):
-        return "meets the failure all the same; the gate keeps it out of the state"
+        what = "meets the failure all the same;" if reference.failed else "brings a failure;"
+        return f"{what} the gate keeps it out of the state"
     if reference.failed and not group.failed:
         return f"ends the failure{', with what it hides' if _hides(group) else ''}, {_learning(group, n)}"
     if not group.failed:
         return _difference(pair(group, reference, section), section)
     if not reference.failed:
         return f"brings a failure in {len(group.failed)} of {n}"
-    return _failing(pair(group, reference, section), len(group.failed), n)
+    return _failing(group, pair(group, reference, section))
 
 
 def _hides(group: Group) -> bool:
@@ -99,12 +100,15 @@ def _learning(group: Group, n: int) -> str:
     return "and it learns nothing" if learned == 0 else f"and it learns in {learned} of {n}"
 
 
-def _failing(pairing: Pairing, failed: int, n: int) -> str:
+def _failing(group: Group, pairing: Pairing) -> str:
     """Both fail somewhere: how the failures compare, seed by seed."""
+    failed, n = len(group.failed), len(group.runs)
+    of_values = any(map(was_nonfinite, group.failed))
     later = "later" if failed == n else "later or not at all"
     parts = [(pairing.wins, later), (pairing.losses, "earlier"), (pairing.ties, "as early")]
     told = ", ".join(f"{words} in {count}" for count, words in parts if count)
-    return f"fails all the same in {failed} of {n}" + (f": {told}" if told else "")
+    what = "fails all the same" if of_values else "stays finite and fails as declared"
+    return f"{what} in {failed} of {n}" + (f": {told}" if told else "")
 
 
 def _difference(pairing: Pairing, section: Section) -> str:

@@ -8,7 +8,7 @@ from statistics import median
 
 from hpcstab.report.compare import ALPHA, Pairing, smallest_p
 from hpcstab.report.interventions import refusals_text
-from hpcstab.report.outcome import Outcome, baselines, was_declared, was_kept_out, was_spared
+from hpcstab.report.outcome import Outcome, baselines, was_declared, was_kept_out, was_nonfinite, was_spared
 from hpcstab.report.sections import Group, Section
 from hpcstab.report.words import signed, unit_of
 
@@ -45,7 +45,7 @@ def group_clause(group: Group, section: Section) -> str:
 def _failed_clause(group: Group, n: int, word: str) -> str:
     """What failed, when, and what stood between it and the state: a declared fault is called so."""
     failed = group.failed
-    nonfinite = all(outcome.run.first_nonfinite_step == outcome.failed_step for outcome in failed)
+    nonfinite = all(map(was_nonfinite, failed))
     kept_out = all(map(was_kept_out, failed))
     what = ("met non-finite values" if kept_out else "went non-finite") if nonfinite else "failed"
     steps = ", ".join(str(outcome.failed_step) for outcome in failed)

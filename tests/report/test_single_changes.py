@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from hpcstab.metrics import EventLog
+from hpcstab.report.lanes import lane_text
 from hpcstab.report.load import load_runs
 from hpcstab.report.sections import Section, make_sections
 from hpcstab.report.single_changes import single_change_table, single_changes
@@ -74,6 +76,20 @@ def test_a_failure_that_the_gate_keeps_out_is_not_ended(tmp_path: Path) -> None:
     assert told(section_of(tmp_path)) == {
         "before with hardened": "meets the failure all the same; the gate keeps it out of the state"
     }
+
+
+def test_a_declared_failure_of_finite_values_is_no_refusal(tmp_path: Path) -> None:
+    """liquidreg's guard leaves a "correlation" of 10: its lane said "refused from step 0 on", under an open gate."""
+    make(tmp_path, "before", **DIES)
+    for run in make(tmp_path, "before+clip", **LEARNS):
+        log = EventLog(run.events_jsonl, attempt=1)
+        log.write("first_failure", 5, 5, what="diag_lncc_absmax", value=10.0)
+        log.close()
+        write_json(run.status_json, {**(read_json(run.status_json) or {}), "first_failure_step": 5})
+    section = section_of(tmp_path)
+    assert told(section) == {"before with clip": "stays finite and fails as declared in 3 of 3: earlier in 3"}
+    (group,) = [group for group in section.groups if group.label == "before+clip"]
+    assert {lane_text(outcome) for outcome in group.failed} == {"failed at step 5"}
 
 
 def test_a_run_that_is_under_way_decides_nothing(tmp_path: Path) -> None:
