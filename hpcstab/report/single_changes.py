@@ -36,7 +36,7 @@ def single_changes(section: Section) -> list[SingleChange]:
 
 def single_change_table(section: Section) -> Table:
     """One row a change: what became of the runs with it, and what that says."""
-    columns = ("change", "kind", "failed", "learned", "stable", "what it does alone", "what it is")
+    columns = ("change", "kind", "failed (unchanged)", "learned", "stable", "what it does alone", "what it is")
     changes = single_changes(section)
     rows = tuple(_row(change, section) for change in changes)
     return Table(columns, rows, tuple(change.group.label for change in changes))
@@ -66,7 +66,7 @@ def _row(change: SingleChange, section: Section) -> tuple[str, ...]:
     group, reference = change.group, change.reference
     n = len(group.runs)
     text = f"{reference.label} {'with' if change.is_added else 'without'} {change.fix.name}"
-    failed = f"{len(group.failed)} of {n} ({reference.label}: {len(reference.failed)} of {len(reference.runs)})"
+    failed = f"{len(group.failed)} of {n} ({len(reference.failed)} of {len(reference.runs)})"
     learned, stable = (f"{_num(group, answer)} of {n}" for answer in ("learned", "stable"))
     return text, change.fix.kind, failed, learned, stable, what_it_does(change, section), change.fix.why
 

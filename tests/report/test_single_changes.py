@@ -51,7 +51,7 @@ def test_a_change_that_ends_the_failure_is_told_from_one_that_delays_it(tmp_path
         "before with clip": "fails all the same in 3 of 3: later in 1, earlier in 1, as early in 1",
     }
     row = single_change_table(section).rows[0]
-    assert row[1:5] == ("cure", "0 of 3 (before: 3 of 3)", "3 of 3", "3 of 3")
+    assert row[1:5] == ("cure", "0 of 3 (3 of 3)", "3 of 3", "3 of 3")
     assert row[6].startswith("GDN divides by a root")
 
 
