@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from statistics import median
 from typing import Any
@@ -24,6 +25,9 @@ Values = NDArray[np.float64]
 MAX_BUCKETS = 1200
 _FEW_STEPS = 150
 _LEGEND_CHARACTERS = 150
+_ROW_INCHES = 0.18
+_ROWS_INCLUDED = 3
+"""A legend of more rows makes the picture higher, and not its axes lower."""
 _CHARACTER_INCHES = 0.07
 """Of a step's label, bold at 8.5 points."""
 _TEXT_SHARE = 0.07
@@ -227,7 +231,8 @@ def _draw_baselines(axes: Axes, section: Section) -> None:
             for name, values in scores.items():
                 height = median(values)
                 axes.axhline(height, color=FAINT, linewidth=1.1, linestyle=style, zorder=1)
-                text = f"{role}: {name.replace('_', ' ')}{note} {height:.{section.decimals}f}"
+                where = " on other data" if note else ""  # the table says whose
+                text = f"{role}: {name.replace('_', ' ')}{where} {height:.{section.decimals}f}"
                 drawn.setdefault((name, height), figure_text(text, 80))
     _write_heights(axes, sorted((height, text) for (_, height), text in drawn.items()))
 
@@ -263,6 +268,8 @@ def _legend(figure: Figure, section: Section) -> None:
     handles += branch_handles(section)
     longest = max(len(str(handle.get_label())) for handle in handles)
     ncols = min(len(handles), max(1, _LEGEND_CHARACTERS // (longest + 6)))
+    num_rows = math.ceil(len(handles) / ncols)
+    figure.set_figheight(figure.get_figheight() + _ROW_INCHES * max(0, num_rows - _ROWS_INCLUDED))
     figure.legend(handles=handles, loc="outside upper left", ncols=ncols, handlelength=2.4, columnspacing=1.4)
 
 
