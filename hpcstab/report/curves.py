@@ -34,8 +34,9 @@ _TEXT_SHARE = 0.07
 _ZOOM_BELOW = 0.3
 """A second panel shows the first steps where the failures lie in this part of the run."""
 _WIDE = 1e3
-"""A few values that are so many times as large as all others are cut: they would press the others into one line."""
 _CUT_SHARE = 0.005
+"""This share of the values at most is cut, where they are so many times as large as all others: they would press those
+into one line."""
 
 
 def draw_steps(section: Section, figure: Figure, column: str, label: str) -> None:

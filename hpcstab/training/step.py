@@ -14,7 +14,7 @@ from hpcstab.seeds import keyed_seed
 from hpcstab.stability.batchnorm.running_statistics import Findings, RunningStatistics
 from hpcstab.stability.deferred import Deferred, stacked
 from hpcstab.stability.gate.clipping import clip_scale_of
-from hpcstab.stability.gate.decision import Decision, GateFigures
+from hpcstab.stability.gate.decision import GateFigures
 from hpcstab.stability.gate.gate import Gate
 from hpcstab.stability.gate.retrial import reason_of
 from hpcstab.stability.guards.health import HealthProbe, Readings
@@ -55,13 +55,17 @@ class Signals:
 
 @dataclass
 class Pending:
-    """A step that was given to the device and not read yet."""
+    """A step that was given to the device and not read yet.
+
+    ``names`` of all its figures, ``gate_names`` of those that :class:`GateFigures` reads; ``refuses``: a bad one.
+    """
 
     item: StepBatch
     lr: float
     names: tuple[str, ...]
     deferred: Deferred
-    decision: Decision
+    gate_names: tuple[str, ...]
+    refuses: bool
     norms: ModuleNorms | None
     term_norms: TermNorms | None
     statistics: Findings | None
@@ -77,10 +81,10 @@ class Pending:
         """The signals; waits for the device where it is not done."""
         values = _of_all_ranks(self.names, self.deferred.read())
         flags = {name: bool(values.pop(name)) for name in _FLAGS}
-        gate = GateFigures.of([values.pop(name) for name in self.decision.names])
+        gate = GateFigures.of([values.pop(name) for name in self.gate_names])
         of_gate = {"loss": gate.loss, "grad_norm": gate.grad_norm, "clip_scale": clip_scale_of(gate.clip_divisor)}
         figures = of_gate | {name: _typed(name, value) for name, value in values.items()}
-        refused = gate.bad and self.decision.refuses
+        refused = gate.bad and self.refuses
         return Signals(figures, gate.bad, refused, gate.buffers_finite, **flags)
 
 
@@ -143,7 +147,8 @@ class StepRunner:
         of_gate = dict(zip(decision.names, decision.figures.unbind(), strict=True))
         figures = of_gate | {"loss": loss} | flags | figures
         values = self.ranks.gather(stacked(list(figures.values()))).flatten()
-        return Pending(item, lr, tuple(figures), Deferred(values), decision, norms, term_norms, statistics, readings)
+        said = tuple(figures), Deferred(values), decision.names, decision.refuses
+        return Pending(item, lr, *said, norms, term_norms, statistics, readings)
 
     def seed_step(self, step: int) -> None:
         """Dropout and the like draw the same whenever a step runs: on a resume, after a refusal, in a replay."""
